@@ -1,0 +1,66 @@
+# make run    build, and turn connections away on 127.0.0.1:2525 and [::1]:2525
+# make test   everything the tests need, then pytest
+# make lint   ruff and mypy
+# make bench  the benchmarks (pytest-benchmark)
+# make clean  what the others made
+#
+# A stamp in .venv tells what is installed there, so that nothing is done twice.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+EXT    := $(wildcard ext/*.pyx ext/*.pxd ext/*.h) setup.py
+
+.PHONY: run test lint bench clean
+
+$(VENV)/stamp-venv:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/stamp-build: $(VENV)/stamp-venv pyproject.toml
+	$(PIP) 'pip>=25.1'
+	$(PIP) --group build
+	touch $@
+
+# The package itself, editable: Python is used from the tree, the extension is
+# built into it.
+$(VENV)/stamp-package: $(VENV)/stamp-build $(EXT)
+	TURNAWAY_STRICT=1 $(PIP) --no-build-isolation --no-deps --editable .
+	touch $@
+
+$(VENV)/stamp-test: $(VENV)/stamp-build
+	$(PIP) --group test
+	touch $@
+
+$(VENV)/stamp-lint: $(VENV)/stamp-build
+	$(PIP) --group lint --group test
+	touch $@
+
+$(VENV)/stamp-bench: $(VENV)/stamp-build
+	$(PIP) --group bench --group test
+	touch $@
+
+run: $(VENV)/stamp-package
+	@echo
+	@echo "Turning away on 127.0.0.1:2525 and [::1]:2525.  Look at it from another terminal:"
+	@echo "    nc 127.0.0.1 2525        (or: telnet ::1 2525)"
+	@echo "Control-C ends it."
+	@echo
+	@$(BIN)/turnaway-fast --foreground --pidfile none --log stderr --log-connections all \
+		'Somecity, Earth' '127.0.0.1:2525 mx.example.com' '[::1]:2525 mx.example.com'
+
+test: $(VENV)/stamp-package $(VENV)/stamp-test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/stamp-package $(VENV)/stamp-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/stamp-package $(VENV)/stamp-bench
+	$(BIN)/python -m bench build
+	$(BIN)/python -m pytest bench $(PYTEST_ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info turnaway/*.so

@@ -1,0 +1,326 @@
+# cython: language_level=3
+"""The loop for Linux: `turnaway._epoll`.
+
+Owns: a worker's turn, from epoll_wait to epoll_wait (epoll(7)).  Promises:
+once `run` has let go of the GIL nothing here calls Python, allocates, or ends
+the loop but the board's stop flag.  Failures are counted by kind.
+
+The order of a turn: wait; take what each ready listener has, at most BATCH a
+listener; look at parked sockets that spoke or hung up; close those whose time
+is over; bring rested listeners back; and, while connections come fast, let
+them gather for at most a millisecond.
+"""
+
+from cpython.pycapsule cimport PyCapsule_GetPointer
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from posix.unistd cimport close, dup2, read
+
+from answer cimport DISCARD_OCTETS, answer, record
+from counters cimport ACCEPTED, PARKED, PARK_EXPIRED, PARK_FULL, Policy
+from listeners cimport (
+    PARK_MICROS, Board, Listening, State, Worker, listener_rise,
+    listener_stumble,
+)
+from net cimport (
+    net_accept, net_add64, net_calendar, net_close_range, net_discard,
+    net_load32, net_name_thread, net_own_descriptors, net_sleep, net_steady,
+    net_store32, sockaddr_storage,
+)
+from pool cimport NOBODY, pool_leave, pool_park
+from ring cimport OUTCOME_EARLY, OUTCOME_FULL, Outcome
+
+cdef extern from "<sys/epoll.h>" nogil:
+    enum:
+        EPOLL_CLOEXEC
+        EPOLL_CTL_ADD
+        EPOLL_CTL_DEL
+        EPOLLIN
+        EPOLLRDHUP
+    ctypedef union epoll_data_t:
+        uint64_t u64
+    cdef struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    int epoll_create1(int flags)
+    int epoll_ctl(int poller, int operation, int fd, epoll_event *event)
+    int epoll_wait(int poller, epoll_event *events, int most, int millis)
+
+cdef enum:
+    # Accepts per listener and turn: long enough that the wakeup is paid for,
+    # short enough that a second listener and the parked sockets get their turn
+    # within about a millisecond.
+    BATCH = 128
+    EVENTS = 64
+    # Reads of one parked socket per turn: a client that pours megabytes gets
+    # no more of a turn than a batch of others.
+    READS = 4
+    # While connections come fast the loop lets them gather this long.
+    GATHER_MICROS = 1000
+    # Accepts after the order to stop, so that who is already in the queue is
+    # answered; bounded, for new ones keep coming.
+    LAST_ACCEPTS = 65536
+    LAST_MICROS = 250_000
+
+# What an event's 64 bits of data mean: a kind and an index.
+cdef enum Kind:
+    KIND_LISTENER
+    KIND_PARKED
+    KIND_WAKE
+
+
+cdef inline int watch(int poller, int fd, Kind kind, int32_t index, uint32_t events) noexcept nogil:
+    cdef epoll_event event
+    event.events = events
+    event.data.u64 = (<uint64_t>kind << 32) | <uint32_t>index
+    return epoll_ctl(poller, EPOLL_CTL_ADD, fd, &event)
+
+
+cdef inline void unwatch(int poller, int fd) noexcept nogil:
+    cdef epoll_event unused
+    epoll_ctl(poller, EPOLL_CTL_DEL, fd, &unused)
+
+
+cdef inline Outcome park(
+    int poller, Worker *worker, Listening *listening, int fd, int64_t now
+) noexcept nogil:
+    """Hold an early talker's socket until EOF, if there is room for it.
+
+    OUTCOME_EARLY: parked.  OUTCOME_FULL: the caller closes it.
+    """
+    cdef int32_t place = pool_park(
+        &worker.pool, fd, listening.index, now + PARK_MICROS
+    )
+    if place != NOBODY:
+        if watch(poller, fd, Kind.KIND_PARKED, place, EPOLLIN | EPOLLRDHUP) == 0:
+            net_add64(&listening.counters.count[<int>PARKED], 1)
+            return OUTCOME_EARLY
+        pool_leave(&worker.pool, place)
+    net_add64(&listening.counters.count[<int>PARK_FULL], 1)
+    return OUTCOME_FULL
+
+
+cdef inline bint serve(
+    Board *board, int poller, Worker *worker, Listening *listening,
+    int most, int64_t now, int *taken,
+) noexcept nogil:
+    """Turn away at most `most` connections of one listener.
+
+    True when its queue was found empty, or when it went to rest.
+    """
+    cdef sockaddr_storage peer
+    cdef Outcome outcome
+    cdef int64_t moment = net_calendar()
+    cdef int before = taken[0]
+    cdef int turn
+    cdef int fd
+    cdef bint emptied = False
+    for turn in range(most):
+        fd = net_accept(listening.fd, &peer)
+        if fd < 0:
+            if errno == EAGAIN:
+                emptied = True
+                break
+            if listener_stumble(worker, listening, errno, now) == Policy.POLICY_REST:
+                unwatch(poller, listening.fd)
+                emptied = True
+                break
+            continue
+        taken[0] += 1
+        outcome = answer(listening, fd)
+        if outcome == OUTCOME_EARLY:
+            outcome = park(poller, worker, listening, fd, now)
+        record(board, worker, listening, fd, &peer, moment, outcome)
+        if outcome != OUTCOME_EARLY:
+            close(fd)
+    net_add64(&listening.counters.count[<int>ACCEPTED], <uint64_t>(taken[0] - before))
+    return emptied
+
+
+cdef inline void drain(Worker *worker, int32_t place) noexcept nogil:
+    """A parked socket spoke or hung up: throw it away, close at EOF."""
+    cdef int fd = worker.pool.places[place].fd
+    cdef ssize_t heard = 1
+    cdef int tries
+    if fd == NOBODY:
+        return
+    for tries in range(READS):
+        heard = net_discard(fd, DISCARD_OCTETS)
+        if heard <= 0:
+            break
+    if heard > 0 or (heard < 0 and (errno == EAGAIN or errno == EINTR)):
+        return
+    close(pool_leave(&worker.pool, place))
+
+
+cdef inline void expire(Worker *worker, int64_t now) noexcept nogil:
+    """Close every parked socket whose time is over."""
+    cdef int32_t place = worker.pool.oldest
+    cdef int32_t listener
+    while place != NOBODY and worker.pool.places[place].deadline <= now:
+        listener = worker.pool.places[place].listener
+        net_add64(&worker.listening[listener].counters.count[<int>PARK_EXPIRED], 1)
+        close(pool_leave(&worker.pool, place))
+        place = worker.pool.oldest
+
+
+cdef inline void rouse(int poller, Worker *worker, int64_t now) noexcept nogil:
+    """Bring back every listener whose rest is over."""
+    cdef int32_t index
+    cdef Listening *listening
+    for index in range(worker.listeners):
+        listening = &worker.listening[index]
+        if listening.resting and listening.retry <= now:
+            listener_rise(worker, listening)
+            if watch(poller, listening.fd, Kind.KIND_LISTENER, index, EPOLLIN) != 0:
+                listener_stumble(worker, listening, errno, now)
+
+
+cdef inline int patience(Worker *worker, int64_t now) noexcept nogil:
+    """Milliseconds until the next deadline, or -1 for none (epoll_wait(2))."""
+    cdef int64_t next = -1
+    cdef int32_t index
+    if worker.pool.oldest != NOBODY:
+        next = worker.pool.places[worker.pool.oldest].deadline
+    if worker.resting > 0:
+        for index in range(worker.listeners):
+            if worker.listening[index].resting and (
+                next < 0 or worker.listening[index].retry < next
+            ):
+                next = worker.listening[index].retry
+    if next < 0:
+        return -1
+    if next <= now:
+        return 0
+    return <int>((next - now + 999) // 1000)
+
+
+cdef void farewell(Board *board, int poller, Worker *worker) noexcept nogil:
+    """Answer who is already queued, then close every descriptor of ours."""
+    cdef int64_t until = net_steady() + LAST_MICROS
+    cdef int32_t index
+    cdef int taken
+    cdef Listening *listening
+    for index in range(worker.listeners):
+        listening = &worker.listening[index]
+        taken = 0
+        while taken < LAST_ACCEPTS and net_steady() < until:
+            if serve(board, poller, worker, listening, BATCH, until, &taken):
+                break
+    while worker.pool.oldest != NOBODY:
+        close(pool_leave(&worker.pool, worker.pool.oldest))
+    close(poller)
+
+
+cdef void turn_until_stopped(Board *board, int poller, Worker *worker) noexcept nogil:
+    cdef epoll_event events[EVENTS]
+    cdef int64_t now = net_steady()
+    cdef int64_t before
+    cdef int ready, which, taken
+    cdef int32_t index
+    cdef uint64_t note
+    cdef bint emptied
+    while not net_load32(&worker.stop):
+        ready = epoll_wait(poller, events, EVENTS, patience(worker, now))
+        before = now
+        now = net_steady()
+        net_add64(&worker.turns, 1)
+        taken = 0
+        emptied = True
+        for which in range(ready):
+            index = <int32_t><uint32_t>events[which].data.u64
+            if (events[which].data.u64 >> 32) == <uint64_t>Kind.KIND_LISTENER:
+                if not serve(
+                    board, poller, worker, &worker.listening[index], BATCH, now, &taken
+                ):
+                    emptied = False
+            elif (events[which].data.u64 >> 32) == <uint64_t>Kind.KIND_PARKED:
+                drain(worker, index)
+            else:
+                read(worker.wake, &note, sizeof(note))
+        if worker.pool.used > 0:
+            expire(worker, now)
+        if worker.resting > 0:
+            rouse(poller, worker, now)
+        # A wakeup costs more than a connection.  When this turn brought
+        # several, or came within a millisecond of the last, let the next ones
+        # gather; but never while a deadline is running or a queue is waiting.
+        if (
+            emptied and worker.pool.used == 0 and worker.resting == 0
+            and (taken > 1 or (taken == 1 and now - before < GATHER_MICROS))
+        ):
+            net_sleep(GATHER_MICROS)
+
+
+cdef void close_others(Board *board, Worker *worker, int poller) noexcept nogil:
+    """In a table of our own: close all but our listeners, poller, wakeup, bell.
+
+    Else a listener that another worker or the shell closes would live on here,
+    and so would the terminal.  The standard three become the end of a pipe that
+    cannot be written to, so that nothing ever takes a client for stderr.
+    """
+    cdef int32_t index
+    cdef int keep, fd
+    cdef int floor = 3
+    for fd in range(3):
+        dup2(worker.wake, fd)
+    while True:
+        keep = -1
+        for index in range(worker.listeners + 3):
+            if index < worker.listeners:
+                fd = worker.listening[index].fd
+            elif index == worker.listeners:
+                fd = worker.wake
+            elif index == worker.listeners + 1:
+                fd = board.bell
+            else:
+                fd = poller
+            if fd >= floor and (keep < 0 or fd < keep):
+                keep = fd
+        if keep < 0:
+            net_close_range(<unsigned int>floor, 0xFFFFFFFF)
+            return
+        if keep > floor:
+            net_close_range(<unsigned int>floor, <unsigned int>(keep - 1))
+        floor = keep + 1
+
+
+cdef void work(Board *board, Worker *worker) noexcept nogil:
+    cdef int32_t index
+    cdef int poller
+    net_name_thread(b"turnaway-loop")
+    poller = epoll_create1(EPOLL_CLOEXEC)
+    if poller < 0:
+        worker.error = errno
+        net_store32(&worker.state, State.STATE_BROKEN)
+        return
+    worker.own_table = net_own_descriptors() == 0
+    if worker.own_table:
+        close_others(board, worker, poller)
+    if watch(poller, worker.wake, Kind.KIND_WAKE, 0, EPOLLIN) != 0:
+        worker.error = errno
+    for index in range(worker.listeners):
+        if watch(
+            poller, worker.listening[index].fd, Kind.KIND_LISTENER, index, EPOLLIN
+        ) != 0:
+            worker.error = errno
+    if worker.error:
+        close(poller)
+        net_store32(&worker.state, State.STATE_BROKEN)
+        return
+    net_store32(&worker.state, State.STATE_RUNNING)
+    turn_until_stopped(board, poller, worker)
+    farewell(board, poller, worker)
+    net_store32(&worker.state, State.STATE_STOPPED)
+
+
+def run(board, int worker):
+    """Run worker number `worker` of `board` until the board says stop.
+
+    Call it in a thread of its own: it lets go of the GIL at once and takes it
+    back only to return.  The board must have a descriptor for each listener
+    of this worker.  It raises nothing; `board.states()` tells how it went.
+    """
+    cdef Board *memory = <Board *>PyCapsule_GetPointer(board.capsule, b"turnaway.board")
+    with nogil:
+        work(memory, &memory.worker[worker])

@@ -1,0 +1,232 @@
+# cython: language_level=3
+"""From the rings to the log, at the speed of connections: `turnaway._journal`.
+
+Owns: the consumer's end of every ring, the tally of the busiest sources, and
+the writing of connection lines to a datagram socket (syslog) or a stream
+(stderr).  Promises: reading the rings never waits for the log; when the log
+does not take lines, at most PATIENCE_MILLIS are spent on it in one pull, the
+rest of the lines are counted as lost and the records are still read.
+"""
+
+from cpython.pycapsule cimport PyCapsule_GetPointer
+from libc.errno cimport EAGAIN, EINTR, ENOBUFS, errno
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+from posix.unistd cimport write
+
+from line cimport INET6_ADDRSTRLEN, LINE_OCTETS, put, put_address, put_record
+from listeners cimport Board as Memory
+from listeners cimport Worker
+from net cimport (
+    NET_DATAGRAMS, iovec, net_send_datagrams, net_steady, net_writable,
+)
+from ring cimport (
+    RECORD_DETAILED, Record, Ring, ring_peek, ring_release, ring_waiting,
+)
+from tally cimport TALLY_SETS, TALLY_WAYS, Source, Tally, tally_add
+
+cdef enum:
+    HEADER_OCTETS = 128
+    TAIL_OCTETS = 400
+    ROOM = HEADER_OCTETS + LINE_OCTETS + TAIL_OCTETS + 1
+    # write(2) of up to this many octets into a pipe that poll(2) called
+    # writable does not block (POSIX PIPE_BUF on Linux; 512 at the least).
+    STREAM_OCTETS = 4096
+    PATIENCE_MILLIS = 100
+
+KINDS = ("none", "datagram", "stream")
+
+cdef struct Tail:
+    uint32_t length
+    char octets[TAIL_OCTETS]
+
+cdef struct Outlet:
+    int fd
+    int kind            # index of KINDS
+    uint32_t header_length
+    int pending         # lines gathered and not yet sent
+    size_t filled       # octets of them, for a stream
+    long long until     # steady clock; patience ends
+    int error           # why lines are lost, 0 while they are not
+    uint64_t sent
+    uint64_t lost
+    char header[HEADER_OCTETS]
+    iovec datagrams[NET_DATAGRAMS]
+    char lines[NET_DATAGRAMS * ROOM]
+
+
+cdef inline int millis_left(Outlet *outlet) noexcept nogil:
+    cdef long long left = (outlet.until - net_steady()) // 1000
+    return <int>left if left > 0 else 0
+
+
+cdef void flush_datagrams(Outlet *outlet) noexcept nogil:
+    cdef int done = 0
+    cdef int taken
+    while done < outlet.pending and outlet.error == 0:
+        taken = net_send_datagrams(
+            outlet.fd, &outlet.datagrams[done], outlet.pending - done
+        )
+        if taken > 0:
+            done += taken
+        elif errno == EINTR:
+            continue
+        elif errno == EAGAIN or errno == ENOBUFS:
+            # The queue of a unix datagram socket is short (unix(7), often 10):
+            # full is normal for a moment, and only for a moment.
+            if not net_writable(outlet.fd, millis_left(outlet)):
+                outlet.error = EAGAIN
+        else:
+            outlet.error = errno
+    outlet.sent += done
+    outlet.lost += outlet.pending - done
+    outlet.pending = 0
+
+
+cdef void flush_stream(Outlet *outlet) noexcept nogil:
+    cdef size_t done = 0
+    cdef ssize_t taken
+    while done < outlet.filled and outlet.error == 0:
+        if not net_writable(outlet.fd, millis_left(outlet)):
+            outlet.error = EAGAIN
+            break
+        taken = write(outlet.fd, outlet.lines + done, outlet.filled - done)
+        if taken >= 0:
+            done += <size_t>taken
+        elif errno != EINTR:
+            outlet.error = errno
+    if done == outlet.filled:
+        outlet.sent += outlet.pending
+    else:
+        outlet.lost += outlet.pending
+    outlet.pending = 0
+    outlet.filled = 0
+
+
+cdef inline void say(Outlet *outlet, const Record *record, const Tail *tail) noexcept nogil:
+    """One more line; sends what is gathered when there is no room for it."""
+    cdef char *start
+    cdef char *end
+    if outlet.error != 0:
+        outlet.lost += 1
+        return
+    if outlet.kind == 1:
+        start = outlet.lines + <size_t>outlet.pending * ROOM
+    else:
+        start = outlet.lines + outlet.filled
+    end = put(start, outlet.header, outlet.header_length)
+    end = put_record(end, record, tail.octets, tail.length)
+    if outlet.kind == 1:
+        outlet.datagrams[outlet.pending].iov_base = start
+        outlet.datagrams[outlet.pending].iov_len = <size_t>(end - start)
+        outlet.pending += 1
+        if outlet.pending == NET_DATAGRAMS:
+            flush_datagrams(outlet)
+    else:
+        end[0] = c"\n"
+        outlet.filled += <size_t>(end + 1 - start)
+        outlet.pending += 1
+        if outlet.filled + ROOM > STREAM_OCTETS:
+            flush_stream(outlet)
+
+
+cdef class Reader:
+    """Reads the rings of `board`; `tails` are the listeners' words for a line.
+
+    Raises ValueError for a tail longer than TAIL_OCTETS or a wrong number.
+    """
+    cdef Memory *memory
+    cdef object board
+    cdef Tail *tails
+    cdef Tally *tally
+    cdef Outlet *outlet
+
+    def __cinit__(self, board, tails, unsigned long long key):
+        cdef bytes words
+        self.board = board
+        self.memory = <Memory *>PyCapsule_GetPointer(board.capsule, b"turnaway.board")
+        self.tails = <Tail *>calloc(self.memory.listeners, sizeof(Tail))
+        self.tally = <Tally *>calloc(1, sizeof(Tally))
+        self.outlet = <Outlet *>calloc(1, sizeof(Outlet))
+        if self.tails == NULL or self.tally == NULL or self.outlet == NULL:
+            raise MemoryError()
+        self.tally.key = key
+        if len(tails) != self.memory.listeners:
+            raise ValueError(f"tails: expected {self.memory.listeners}, got {len(tails)}")
+        for index, words in enumerate(tails):
+            if len(words) > TAIL_OCTETS:
+                raise ValueError(f"tail: at most {TAIL_OCTETS} octets, got {len(words)}")
+            memcpy(self.tails[<int>index].octets, <const char *>words, len(words))
+            self.tails[<int>index].length = <uint32_t>len(words)
+
+    def __dealloc__(self):
+        free(self.tails)
+        free(self.tally)
+        free(self.outlet)
+
+    def pull(self, int fd, str kind, bytes header, long long allowed):
+        """Read every record that waits; write at most `allowed` lines.
+
+        `kind` is one of KINDS.  Returns (records read, lines sent, lines lost,
+        errno of the loss or 0).  Never raises for what the log does.
+        """
+        cdef uint64_t seen = 0
+        cdef int worker
+        if len(header) > HEADER_OCTETS:
+            raise ValueError(f"header: at most {HEADER_OCTETS} octets, got {len(header)}")
+        memcpy(self.outlet.header, <const char *>header, len(header))
+        self.outlet.header_length = <uint32_t>len(header)
+        self.outlet.fd = fd
+        self.outlet.kind = KINDS.index(kind)
+        self.outlet.error = 0
+        self.outlet.sent = self.outlet.lost = 0
+        with nogil:
+            self.outlet.until = net_steady() + PATIENCE_MILLIS * 1000
+            for worker in range(self.memory.workers):
+                seen += self.read(&self.memory.worker[worker].ring, &allowed)
+            if self.outlet.kind == 1:
+                flush_datagrams(self.outlet)
+            elif self.outlet.kind == 2:
+                flush_stream(self.outlet)
+        return seen, self.outlet.sent, self.outlet.lost, self.outlet.error
+
+    cdef uint64_t read(self, Ring *ring, long long *allowed) noexcept nogil:
+        cdef uint32_t waiting = ring_waiting(ring)
+        cdef uint32_t index
+        cdef uint32_t kept = 0
+        cdef const Record *record
+        for index in range(waiting):
+            record = ring_peek(ring, kept)
+            kept += 1
+            tally_add(self.tally, record.peer)
+            if record.flags & RECORD_DETAILED and allowed[0] > 0 and self.outlet.kind != 0:
+                allowed[0] -= 1
+                say(self.outlet, record, &self.tails[record.listener])
+            # Give room back as we go: a loop at full rate needs it.
+            if kept == 256:
+                ring_release(ring, kept)
+                kept = 0
+        ring_release(ring, kept)
+        return waiting
+
+    def busiest(self, int most):
+        """[(address as text, connections at the most)], the busiest first."""
+        cdef int index
+        cdef Source *source
+        cdef char text[INET6_ADDRSTRLEN]
+        cdef char *end
+        found = []
+        for index in range(TALLY_SETS * TALLY_WAYS):
+            if self.tally.sources[index].count > 0:
+                found.append((self.tally.sources[index].count, index))
+        found.sort(reverse=True)
+        busiest = []
+        for count, which in found[:most]:
+            end = put_address(text, self.tally.sources[<int>which].address)
+            busiest.append((text[:end - text].decode("ascii"), count))
+        return busiest
+
+    def forget(self):
+        """Begin a new interval: no source has any connections."""
+        memset(self.tally.sources, 0, sizeof(self.tally.sources))

@@ -1,0 +1,107 @@
+"""The board: all memory that the shell and the loops share, and the rest list.
+
+Owns: the layout of board, worker and listener, and how a listener rests and
+comes back.  Promises: everything here is taken before the first accept.  A
+field has one writer: the shell before the loops start, the worker afterwards,
+except those marked [shell], which the shell may change at any time.
+"""
+
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from counters cimport (
+    ERR_EINTR, RESTS, Counter, Counters, Policy, counter_of_errno, policy_of,
+)
+from net cimport net_add64
+from pool cimport Parked, Pool
+from ring cimport Ring
+from slot cimport Banner
+
+cdef enum:
+    # A rested listener is tried again after this long: soon enough that the
+    # kernel's queue survives it, seldom enough to cost nothing.
+    REST_MICROS = 500_000
+    # An early talker is drained for this long at the most.
+    PARK_MICROS = 2_000_000
+
+cdef enum Detail:
+    DETAIL_NONE     # no connection lines
+    DETAIL_CAPPED   # the first N of every second
+    DETAIL_SAMPLE   # every Nth
+    DETAIL_ALL
+
+cdef enum State:
+    STATE_NEW
+    STATE_RUNNING
+    STATE_STOPPED
+    STATE_BROKEN    # could not start; `error` says why
+
+cdef struct Facts:
+    # What every worker knows of a listener.  Written by the shell before start.
+    unsigned char local[16]
+    uint32_t port
+    bint wildcard       # bound to all addresses: the called one must be asked
+
+cdef struct Listening:
+    # One listener of one worker.
+    int fd
+    int32_t index
+    bint resting
+    int64_t retry       # steady clock; when to come back from resting
+    const Facts *facts
+    const Banner *banner
+    Counters *counters
+
+cdef struct Worker:
+    int32_t index
+    int32_t listeners
+    int wake            # readable when the shell wants the loop to look up
+    bint own_table      # its descriptors are its own, not the process's
+    uint32_t stop       # [shell]
+    uint32_t state
+    int32_t error
+    uint32_t resting    # how many listeners rest
+    uint64_t turns      # grows while the loop turns; for a watchdog
+    uint32_t detail_left
+    int64_t detail_second
+    Listening *listening
+    Ring ring
+    Pool pool
+    char apart[64]
+
+cdef struct Board:
+    int32_t workers
+    int32_t listeners
+    bint recording      # records are wanted at all
+    int bell            # written to when a ring is half full; -1 for nobody
+    uint32_t detail     # [shell] enum Detail
+    uint32_t detail_number
+    Worker *worker
+    Facts *facts
+    Banner *banners
+    Counters *counters
+    Listening *listenings
+    Parked *places
+
+
+cdef inline Policy listener_stumble(
+    Worker *worker, Listening *listening, int error, int64_t now
+) noexcept nogil:
+    """Count an accept error and do what its policy says.
+
+    When the answer is POLICY_REST the caller takes the listener out of its
+    poller until `listening.retry`.
+    """
+    cdef Counter counter = counter_of_errno(error)
+    net_add64(&listening.counters.count[<int>counter], 1)
+    if policy_of(counter) == Policy.POLICY_REST:
+        net_add64(&listening.counters.count[<int>Counter.RESTS], 1)
+        listening.resting = True
+        listening.retry = now + REST_MICROS
+        worker.resting += 1
+        return Policy.POLICY_REST
+    return Policy.POLICY_NEXT
+
+
+cdef inline void listener_rise(Worker *worker, Listening *listening) noexcept nogil:
+    """The rest is over; the caller puts the listener back into its poller."""
+    listening.resting = False
+    worker.resting -= 1

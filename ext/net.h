@@ -1,0 +1,241 @@
+/*
+ * net.h - every system call of the hot path, and the only #if of platforms.
+ *
+ * Owns: how a connection is accepted, answered, looked at and closed on this
+ * system, and the atomics that the loops and the shell share.  Promises: no
+ * function here blocks, allocates or raises; each returns what the system
+ * call returned and leaves errno as it was left.
+ */
+#ifndef TURNAWAY_NET_H
+#define TURNAWAY_NET_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE 1
+#endif
+
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+#if defined(__linux__)
+#include <sched.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#endif
+
+/* Errnos that a system may not have get a number that no call returns. */
+#ifndef ENONET
+#define ENONET 100001
+#endif
+#ifndef EPROTO
+#define EPROTO 100002
+#endif
+
+/* The most datagrams of one net_send_datagrams(). */
+#define NET_DATAGRAMS 64
+
+#ifndef MSG_NOSIGNAL
+#define MSG_NOSIGNAL 0
+#endif
+
+/*
+ * Accept one connection, non-blocking and closed on exec, in one call where
+ * the system has accept4 (Linux, FreeBSD, OpenBSD, NetBSD).
+ */
+static inline int net_accept(int listener, struct sockaddr_storage *peer)
+{
+    socklen_t size = sizeof *peer;
+#if defined(SOCK_NONBLOCK) && defined(SOCK_CLOEXEC)
+    return accept4(listener, (struct sockaddr *)peer, &size,
+                   SOCK_NONBLOCK | SOCK_CLOEXEC);
+#else
+    int fd = accept(listener, (struct sockaddr *)peer, &size);
+    if (fd >= 0) {
+        (void)fcntl(fd, F_SETFL, O_NONBLOCK);
+        (void)fcntl(fd, F_SETFD, FD_CLOEXEC);
+#if defined(SO_NOSIGPIPE)
+        int on = 1;
+        (void)setsockopt(fd, SOL_SOCKET, SO_NOSIGPIPE, &on, sizeof on);
+#endif
+    }
+    return fd;
+#endif
+}
+
+/*
+ * Hand the banner to the kernel without letting it leave: tcp(7) MSG_MORE
+ * holds it until the FIN of the close goes with it, in one segment.  Where
+ * MSG_MORE does not exist, TCP_NOPUSH on the listener does the same.
+ */
+static inline ssize_t net_send_held(int fd, const char *octets, size_t length)
+{
+#if defined(MSG_MORE)
+    return send(fd, octets, length, MSG_MORE | MSG_DONTWAIT | MSG_NOSIGNAL);
+#else
+    return send(fd, octets, length, MSG_DONTWAIT | MSG_NOSIGNAL);
+#endif
+}
+
+/*
+ * Throw away what the client has sent, at most `most` octets of it: > 0 it
+ * talked, 0 it sent its FIN, -1 with EAGAIN it is silent.  With MSG_TRUNC
+ * (tcp(7), Linux) nothing is copied and no buffer is needed.
+ */
+static inline ssize_t net_discard(int fd, size_t most)
+{
+#if defined(__linux__)
+    return recv(fd, NULL, most, MSG_DONTWAIT | MSG_TRUNC);
+#else
+    char nowhere[16384];
+    if (most > sizeof nowhere)
+        most = sizeof nowhere;
+    return recv(fd, nowhere, most, MSG_DONTWAIT);
+#endif
+}
+
+static inline int net_half_close(int fd) { return shutdown(fd, SHUT_WR); }
+
+/* The address of this end: 0 or -1. */
+static inline int net_local(int fd, struct sockaddr_storage *local)
+{
+    socklen_t size = sizeof *local;
+    return getsockname(fd, (struct sockaddr *)local, &size);
+}
+
+/*
+ * An address as 16 octets, IPv4 in its v4-mapped form (RFC 4291 2.5.5.2), so
+ * that one record serves both families.  Returns the port, host order.
+ */
+static inline uint16_t net_unpack(const struct sockaddr_storage *from,
+                                  unsigned char *address)
+{
+    if (from->ss_family == AF_INET6) {
+        const struct sockaddr_in6 *six = (const struct sockaddr_in6 *)from;
+        memcpy(address, &six->sin6_addr, 16);
+        return ntohs(six->sin6_port);
+    }
+    const struct sockaddr_in *four = (const struct sockaddr_in *)from;
+    memset(address, 0, 10);
+    address[10] = address[11] = 0xff;
+    memcpy(address + 12, &four->sin_addr, 4);
+    return ntohs(four->sin_port);
+}
+
+/* Microseconds: of the calendar (for records) and of the steady clock (for
+ * deadlines).  Both are read without a system call on Linux (vdso(7)). */
+static inline int64_t net_calendar(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    return (int64_t)now.tv_sec * 1000000 + now.tv_nsec / 1000;
+}
+
+static inline int64_t net_steady(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000 + now.tv_nsec / 1000;
+}
+
+static inline void net_sleep(int64_t micros)
+{
+    struct timespec wait = {micros / 1000000, (micros % 1000000) * 1000};
+    (void)nanosleep(&wait, NULL);
+}
+
+/*
+ * Give this thread a descriptor table of its own (unshare(2) CLONE_FILES, no
+ * privilege needed): a table shared between threads costs every accept and
+ * close an atomic operation on one cache line.  0 when it now has its own.
+ */
+static inline int net_own_descriptors(void)
+{
+#if defined(__linux__)
+    return unshare(CLONE_FILES);
+#else
+    errno = ENOSYS;
+    return -1;
+#endif
+}
+
+/* Close descriptors first..last of this thread's table, both included. */
+static inline void net_close_range(unsigned first, unsigned last)
+{
+#if defined(__linux__) && defined(SYS_close_range)
+    if (first <= last)
+        (void)syscall(SYS_close_range, first, last, 0u);
+#else
+    (void)first;
+    (void)last;
+#endif
+}
+
+/*
+ * Send `count` datagrams, of which number i is iov[i]; how many were taken, or
+ * -1.  One system call for all of them where sendmmsg exists.
+ */
+static inline int net_send_datagrams(int fd, const struct iovec *iov, int count)
+{
+#if defined(__linux__) || defined(__FreeBSD__) || defined(__NetBSD__)
+    struct mmsghdr messages[NET_DATAGRAMS];
+    if (count > NET_DATAGRAMS)
+        count = NET_DATAGRAMS;
+    memset(messages, 0, sizeof messages[0] * (size_t)count);
+    for (int i = 0; i < count; i++) {
+        messages[i].msg_hdr.msg_iov = (struct iovec *)&iov[i];
+        messages[i].msg_hdr.msg_iovlen = 1;
+    }
+    return sendmmsg(fd, messages, (unsigned)count, MSG_DONTWAIT | MSG_NOSIGNAL);
+#else
+    int sent = 0;
+    while (sent < count && send(fd, iov[sent].iov_base, iov[sent].iov_len,
+                                MSG_DONTWAIT | MSG_NOSIGNAL) >= 0)
+        sent++;
+    return sent > 0 ? sent : -1;
+#endif
+}
+
+/* Wait until `fd` can be written to, or `millis` are over: true if it can. */
+static inline int net_writable(int fd, int millis)
+{
+    struct pollfd one = {fd, POLLOUT, 0};
+    return poll(&one, 1, millis) == 1 && (one.revents & POLLOUT) != 0;
+}
+
+/* A name for this thread in ps, top and gdb (at most 15 octets). */
+static inline void net_name_thread(const char *name)
+{
+#if defined(__linux__)
+    (void)prctl(PR_SET_NAME, name, 0, 0, 0);
+    /* A pause of a millisecond should end near a millisecond, not 50 us on. */
+    (void)prctl(PR_SET_TIMERSLACK, 1000, 0, 0, 0);
+#else
+    (void)name;
+#endif
+}
+
+/* One writer, any readers: what was written before a release is seen by who
+ * acquires it. */
+static inline uint32_t net_load32(const uint32_t *from)
+{ return __atomic_load_n(from, __ATOMIC_ACQUIRE); }
+static inline void net_store32(uint32_t *to, uint32_t value)
+{ __atomic_store_n(to, value, __ATOMIC_RELEASE); }
+
+/* A counter with one writer: no lock prefix, yet never a torn read. */
+static inline uint64_t net_load64(const uint64_t *from)
+{ return __atomic_load_n(from, __ATOMIC_RELAXED); }
+static inline void net_add64(uint64_t *to, uint64_t more)
+{
+    __atomic_store_n(to, __atomic_load_n(to, __ATOMIC_RELAXED) + more,
+                     __ATOMIC_RELAXED);
+}
+
+#endif

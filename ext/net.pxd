@@ -1,0 +1,35 @@
+"""What `net.h` offers, declared for Cython.  Meanings stand there."""
+
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+
+cdef extern from "net.h" nogil:
+    cdef struct sockaddr_storage:
+        pass
+
+    cdef struct iovec:
+        void *iov_base
+        size_t iov_len
+
+    enum:
+        NET_DATAGRAMS
+    int ENONET
+    int EPROTO
+
+    int net_accept(int listener, sockaddr_storage *peer)
+    ssize_t net_send_held(int fd, const char *octets, size_t length)
+    ssize_t net_discard(int fd, size_t most)
+    int net_half_close(int fd)
+    int net_local(int fd, sockaddr_storage *local)
+    uint16_t net_unpack(const sockaddr_storage *source, unsigned char *address)
+    int64_t net_calendar()
+    int64_t net_steady()
+    void net_sleep(int64_t micros)
+    int net_own_descriptors()
+    void net_close_range(unsigned int first, unsigned int last)
+    void net_name_thread(const char *name)
+    int net_send_datagrams(int fd, const iovec *datagrams, int count)
+    int net_writable(int fd, int millis)
+    uint32_t net_load32(const uint32_t *source)
+    void net_store32(uint32_t *target, uint32_t value)
+    uint64_t net_load64(const uint64_t *source)
+    void net_add64(uint64_t *target, uint64_t more)

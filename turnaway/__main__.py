@@ -1,0 +1,43 @@
+"""`turnaway-fast`, the five 2003 names, and `python -m turnaway`."""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+from turnaway import banner, cli, daemon
+from turnaway.exits import Failure
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status (sysexits(3))."""
+    argv = sys.argv if argv is None else argv
+    # Whoever closed standard input or output must not get a socket there.
+    while (fd := os.open(os.devnull, os.O_RDWR)) < 3:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+    try:
+        command = cli.parse(argv)
+        settings = command.settings
+        if command.show_banner:
+            for listener in settings.listeners:
+                octets = banner.render(listener, banner.date_text(time.time()))
+                print(
+                    f"{listener.place} {listener.name}: {len(octets)} octets",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                sys.stdout.buffer.write(octets)
+                sys.stdout.flush()
+            return 0
+        if command.check:
+            listeners = ", ".join(f"{one.place} {one.name}" for one in settings.listeners)
+            print(f"{settings.program}: all is well: {listeners}")
+            return 0
+        return daemon.run(settings)
+    except Failure as failure:
+        return cli.report(cli.program_name(argv[0]), failure)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,433 @@
+"""The command line -> Settings: the 2003 form, and options.
+
+    turnaway-fast [options] LOCATION LISTENER [LISTENER ...]
+
+argparse splits options from the rest; what a value may be is decided here, so
+that all mistakes of a line are reported together, each naming its argument and
+what would be right.  Nothing is bound, written or forked.
+"""
+
+import argparse
+import grp
+import ipaddress
+import os
+import pwd
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NoReturn, cast
+
+from turnaway import __version__, banner, personas
+from turnaway.exits import DATA, NO_PERMISSION, NO_USER, USAGE, Failure
+from turnaway.settings import (
+    DEFAULT_PORT,
+    SYSLOG_SOCKET,
+    Detail,
+    Identity,
+    Limits,
+    Listener,
+    LogTarget,
+    Persona,
+    Settings,
+)
+
+DESCRIPTION = "Turn unwanted connections away: say why in one message, and close."
+EPILOG = (
+    "A LISTENER is 'ADDRESS[:PORT] NAME' as one argument or ADDRESS[:PORT] and NAME as two."
+    " ADDRESS is IPv4 (0.0.0.0 = all) or IPv6 ([::]:25 = all, IPv6 only); PORT is 1..65535,"
+    f" default {DEFAULT_PORT}; NAME is the host name shown to clients. Exit statuses are those"
+    " of sysexits(3)."
+)
+EXAMPLE = "turnaway-fast 'Somecity, Earth' '0.0.0.0 mx.example.com'"
+DEFAULT_PERSONA = "mail"  # 421: the one that loses nothing when it was a mistake
+MOST_WORKERS = 64
+
+_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
+_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?|\[[A-Za-z0-9:.]+\]")
+_DETAIL = re.compile(r"(capped|sample):([1-9][0-9]{0,6})|(all|none)")
+
+
+@dataclass
+class Command:
+    """What the command line asks for: a daemon, or one of the things that end at once."""
+
+    settings: Settings
+    check: bool = False
+    show_banner: bool = False
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise _Unusable(message)
+
+
+class _Unusable(Exception):
+    """What argparse itself could not make sense of."""
+
+
+def parser(program: str) -> argparse.ArgumentParser:
+    """The options; positionals are taken apart by parse()."""
+    made = _Parser(
+        prog=program,
+        usage="%(prog)s [options] LOCATION LISTENER [LISTENER ...]",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    made.add_argument("words", nargs="*", metavar="LOCATION LISTENER", help=argparse.SUPPRESS)
+    message = made.add_argument_group("what is said")
+    message.add_argument(
+        "-p",
+        "--persona",
+        metavar="NAME",
+        help=f"{', '.join(personas.NAMES)} (default: by the command's name, else"
+        f" {DEFAULT_PERSONA})",
+    )
+    message.add_argument("--code", metavar="NNN", help="another reply code for the persona")
+    message.add_argument("--single-line", action="store_true", help="the persona's one-line form")
+    process = made.add_argument_group("the process")
+    process.add_argument("-f", "--foreground", action="store_true", help="do not detach")
+    process.add_argument(
+        "-u",
+        "--user",
+        metavar="NAME",
+        help="whom to become when started as root (default: turnaway, else nobody)",
+    )
+    process.add_argument(
+        "-g", "--group", metavar="NAME", help="group to become (default: the user's)"
+    )
+    process.add_argument("--chroot", metavar="DIR", help="root directory after the start")
+    process.add_argument(
+        "--pidfile",
+        metavar="PATH|none",
+        help="default: /var/run/COMMAND.pid, or $XDG_RUNTIME_DIR/COMMAND.pid when not root",
+    )
+    process.add_argument(
+        "-w",
+        "--workers",
+        metavar="N|auto",
+        default="auto",
+        help="threads that answer (default: auto, one a core)",
+    )
+    log = made.add_argument_group("the log")
+    log.add_argument(
+        "--log",
+        metavar="TARGET",
+        default="syslog",
+        help="syslog[:SOCKET], stderr or none (default: syslog)",
+    )
+    log.add_argument(
+        "--log-connections",
+        metavar="HOW",
+        default="capped:20",
+        help="a line for connections: capped:N (the first N of a second), sample:N (every Nth),"
+        " all or none (default: capped:20)",
+    )
+    log.add_argument(
+        "--interval",
+        metavar="SECONDS",
+        default="60",
+        help="time between two lines of totals, 1..86400 (default: 60)",
+    )
+    ends = made.add_argument_group("things that end at once")
+    ends.add_argument(
+        "-t", "--check", action="store_true", help="check everything, bind nothing; the status says it"
+    )
+    ends.add_argument(
+        "--show-banner", action="store_true", help="print each listener's exact bytes"
+    )
+    ends.add_argument("-V", "--version", action="version", version=f"turnaway {__version__}")
+    ends.add_argument("-h", "--help", action="help", help="show this help")
+    return made
+
+
+def program_name(argv0: str) -> str:
+    """The command's own name, from the path it was called by."""
+    name = os.path.basename(argv0)
+    return "turnaway-fast" if name in ("__main__.py", "-m", "-c", "") else name
+
+
+def parse(argv: Sequence[str]) -> Command:
+    """argv, with the program's path first -> Command.
+
+    Raises Failure with every mistake of the line.  Its status is that of the
+    mistakes when all are of one kind, else USAGE.  Prints and exits for -h and
+    -V, as argparse does.
+    """
+    return _Reading(program_name(argv[0]), list(argv[1:])).command()
+
+
+class _Reading:
+    """One command line being read; every mistake is kept until the end."""
+
+    def __init__(self, program: str, arguments: list[str]) -> None:
+        self.program = program
+        self.mistakes: list[tuple[int, str]] = []
+        self.options = self._split(arguments)
+
+    def wrong(self, said: str, status: int = USAGE) -> None:
+        self.mistakes.append((status, said))
+
+    def _split(self, arguments: list[str]) -> argparse.Namespace:
+        """Options from the rest; an option without its value is told and left out."""
+        made = parser(self.program)
+        while True:
+            try:
+                options, unknown = made.parse_known_intermixed_args(arguments)
+            except _Unusable as error:
+                self.wrong(str(error))
+                faulty = re.match(r"argument ([^:]+):", str(error))
+                names = faulty[1].split("/") if faulty else []
+                rest = [
+                    word for word in arguments if word.partition("=")[0] not in names
+                ]
+                if len(rest) == len(arguments):  # cannot be narrowed down
+                    rest = []
+                arguments = rest
+                continue
+            for word in unknown:
+                self.wrong(f"{word}: unknown option; see {self.program} --help")
+            return options
+
+    def command(self) -> Command:
+        options = self.options
+        persona = self._persona()
+        code = self._code(persona)
+        listeners = self._listeners(options.words, persona, code)
+        for listener in listeners:
+            for said in banner.mistakes(listener):
+                if (DATA, said) not in self.mistakes:  # once, however many listeners
+                    self.wrong(said, DATA)
+        identity = self._identity()
+        workers = self._workers(options.workers)
+        target, socket = self._log(options.log)
+        detail, number = self._detail(options.log_connections)
+        interval = self._number("--interval", options.interval, 1, 86400, 60)
+        if options.chroot is not None:
+            self._chroot(options.chroot)
+        if self.mistakes:
+            kinds = {status for status, _ in self.mistakes}
+            status = kinds.pop() if len(kinds) == 1 else USAGE
+            raise Failure(status, *(said for _, said in self.mistakes))
+        return Command(
+            Settings(
+                program=self.program,
+                listeners=tuple(listeners),
+                workers=workers,
+                foreground=options.foreground or "NOTIFY_SOCKET" in os.environ,
+                identity=identity,
+                chroot=options.chroot,
+                pidfile=self._pidfile(options.pidfile),
+                log=target,
+                syslog_socket=socket,
+                detail=detail,
+                detail_number=number,
+                limits=Limits(interval=interval),
+            ),
+            check=options.check,
+            show_banner=options.show_banner,
+        )
+
+    def _persona(self) -> Persona | None:
+        name = self.options.persona
+        if name is None:
+            name = next(
+                (kind for kind in personas.NAMES if self.program.startswith(f"turnaway{kind}")),
+                DEFAULT_PERSONA,
+            )
+        if name not in personas.NAMES:
+            self.wrong(f"--persona: expected one of {', '.join(personas.NAMES)}, got {name!r}")
+            return None
+        try:
+            return personas.shipped(name)
+        except Failure as failure:
+            for reason in failure.reasons:
+                self.wrong(reason, failure.status)
+            return None
+
+    def _code(self, persona: Persona | None) -> int:
+        text = self.options.code
+        if text is None:
+            return persona.code if persona else 0
+        if not re.fullmatch(r"[0-9]{3}", text) or not banner.refuses(int(text)):
+            self.wrong(f"--code: expected a reply code 4yz or 5yz (RFC 5321 4.2), got {text!r}")
+            return persona.code if persona else 0
+        return int(text)
+
+    def _listeners(
+        self, words: list[str], persona: Persona | None, code: int
+    ) -> list[Listener]:
+        if not words:
+            self.wrong(f"LOCATION is missing, and a LISTENER; for example: {EXAMPLE}")
+            return []
+        location = words[0]
+        if not location.strip() or not all(" " <= letter <= "~" for letter in location):
+            self.wrong(f"LOCATION {location!r}: expected printable ASCII, such as 'Somecity, Earth'")
+            location = "Earth"
+        if len(words) == 1:
+            self.wrong(f"a LISTENER is missing after LOCATION; for example: {EXAMPLE}")
+        listeners: list[Listener] = []
+        rest = list(enumerate(words[1:], 1))
+        while rest:
+            number, word = rest.pop(0)
+            where = f"LISTENER argument {number} {word!r}"
+            place, _, name = word.strip().partition(" ")
+            name = name.strip()
+            if not name:
+                if not rest:
+                    self.wrong(f"{where}: its NAME is missing; expected 'ADDRESS[:PORT] NAME'")
+                    name = "name.invalid"
+                else:
+                    number, name = rest.pop(0)
+            if not _NAME.fullmatch(name) or len(name) > 255:
+                self.wrong(
+                    f"LISTENER argument {number} {name!r}: expected a host name, such as mx.example.com"
+                )
+                name = "name.invalid"
+            try:
+                address, port = parse_place(place)
+            except ValueError as error:
+                self.wrong(f"{where}: {error}")
+                continue
+            if persona is None:
+                continue
+            listener = Listener(
+                address, port, name, location, persona, code, self.options.single_line
+            )
+            if any(other.place == listener.place for other in listeners):
+                self.wrong(f"{where}: {listener.place} is given twice; once is enough")
+            listeners.append(listener)
+        return listeners
+
+    def _identity(self) -> Identity | None:
+        user, group = self.options.user, self.options.group
+        if os.geteuid() != 0:
+            mine = pwd.getpwuid(os.geteuid()).pw_name if _known(os.geteuid()) else None
+            for option, value, same in (("--user", user, mine), ("--group", group, None)):
+                if value is not None and value != same:
+                    self.wrong(
+                        f"{option} {value}: only root can become somebody else; start as root,"
+                        " or leave it out",
+                        NO_PERMISSION,
+                    )
+            return None
+        entry = None
+        for name in (user,) if user is not None else ("turnaway", "nobody"):
+            try:
+                entry = pwd.getpwnam(name)
+                break
+            except KeyError:
+                continue
+        if entry is None:
+            self.wrong(
+                f"--user {user}: no such user; create it, or name another"
+                if user is not None
+                else "--user: neither turnaway nor nobody exists; create one, or name another",
+                NO_USER,
+            )
+            return None
+        gid = entry.pw_gid
+        if group is not None:
+            try:
+                gid = grp.getgrnam(group).gr_gid
+            except KeyError:
+                self.wrong(f"--group {group}: no such group; create it, or name another", NO_USER)
+        if entry.pw_uid == 0 or gid == 0:
+            self.wrong(
+                f"--user {entry.pw_name}: refusing to serve as root; name a user and a group"
+                " without privileges, such as nobody"
+            )
+        return Identity(entry.pw_name, entry.pw_uid, gid)
+
+    def _workers(self, text: str) -> int:
+        if text == "auto":
+            return min(len(os.sched_getaffinity(0)), MOST_WORKERS)
+        return int(self._number("--workers", text, 1, MOST_WORKERS, 1, " or auto"))
+
+    def _number(
+        self, option: str, text: str, least: int, most: int, otherwise: int, also: str = ""
+    ) -> int:
+        if re.fullmatch(r"[0-9]{1,9}", text) and least <= int(text) <= most:
+            return int(text)
+        self.wrong(f"{option}: expected {least}..{most}{also}, got {text!r}")
+        return otherwise
+
+    def _log(self, text: str) -> tuple[LogTarget, str]:
+        target, colon, socket = text.partition(":")
+        if target == "syslog" and (socket.startswith("/") or not colon):
+            return "syslog", socket or SYSLOG_SOCKET
+        if text in ("stderr", "none"):
+            return cast(LogTarget, text), SYSLOG_SOCKET
+        self.wrong(f"--log: expected syslog, syslog:/SOCKET, stderr or none, got {text!r}")
+        return "none", SYSLOG_SOCKET
+
+    def _detail(self, text: str) -> tuple[Detail, int]:
+        found = _DETAIL.fullmatch(text)
+        if found is None:
+            self.wrong(
+                f"--log-connections: expected capped:N, sample:N (N 1..9999999), all or none,"
+                f" got {text!r}"
+            )
+            return "none", 0
+        return cast(Detail, found[1] or found[3]), int(found[2] or 0)
+
+    def _chroot(self, path: str) -> None:
+        if os.geteuid() != 0:
+            self.wrong(f"--chroot {path}: only root can; start as root, or leave it out", NO_PERMISSION)
+        elif not os.path.isabs(path) or not os.path.isdir(path):
+            self.wrong(f"--chroot {path}: expected the absolute path of a directory")
+
+    def _pidfile(self, text: str | None) -> str | None:
+        if text == "none":
+            return None
+        if text is not None:
+            return os.path.abspath(text)
+        if os.geteuid() == 0:
+            return f"/var/run/{self.program}.pid"
+        runtime = os.environ.get("XDG_RUNTIME_DIR")
+        return os.path.join(runtime, f"{self.program}.pid") if runtime else None
+
+
+def _known(uid: int) -> bool:
+    try:
+        pwd.getpwuid(uid)
+    except KeyError:
+        return False
+    return True
+
+
+def parse_place(text: str) -> tuple[str, int]:
+    """ADDRESS[:PORT] -> (address, port).
+
+    IPv4 with or without a port, IPv6 in brackets with or without one, or bare
+    IPv6 on the default port.  Raises ValueError saying what would be right.
+    """
+    bracketed = re.fullmatch(r"\[([^\]]*)\](?::(.*))?", text)
+    if bracketed:
+        host, port = bracketed[1], bracketed[2]
+    elif text.count(":") == 1:
+        host, _, port = text.partition(":")
+    else:
+        host, port = text, None
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        raise ValueError(
+            f"{host!r} is not an address; expected such as 0.0.0.0, 192.0.2.25:587 or [2001:db8::1]:25"
+        ) from None
+    if bracketed and address.version == 4:
+        raise ValueError(f"{text!r}: IPv4 stands without brackets; expected {host}:PORT")
+    if port is None:
+        return str(address), DEFAULT_PORT
+    if not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
+        raise ValueError(f"port: expected 1..65535, got {port!r}")
+    return str(address), int(port)
+
+
+def report(program: str, failure: Failure) -> int:
+    """Tell why the program ends, one line a reason; returns the exit status."""
+    for reason in failure.reasons:
+        print(f"{program}: {reason}", file=sys.stderr)
+    return failure.status

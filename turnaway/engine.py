@@ -1,0 +1,94 @@
+"""The loops: one per worker, each in a thread that never takes the GIL.
+
+Owns: the choice of the loop for this platform, the threads, and the pipe by
+which loops and signals wake the shell.  Promises: `start` returns only when
+every loop runs, or raises Failure; `stop` returns when every loop has ended or
+the time is over.
+"""
+
+import os
+import socket
+import sys
+import threading
+import time
+
+from turnaway import _board
+from turnaway.exits import OS_ERROR, Failure
+from turnaway.settings import Settings
+
+if sys.platform == "linux":
+    from turnaway import _epoll as loop
+else:
+    raise ImportError(f"Turnaway has no loop for {sys.platform}")
+
+LOOP = "epoll"
+START_SECONDS = 5.0
+STOP_SECONDS = 0.8
+
+
+def _sixteen(address: str) -> bytes:
+    """An address as 16 octets, IPv4 as v4-mapped (RFC 4291 2.5.5.2)."""
+    if ":" in address:
+        return socket.inet_pton(socket.AF_INET6, address.partition("%")[0])
+    return bytes(10) + b"\xff\xff" + socket.inet_pton(socket.AF_INET, address)
+
+
+class Engine:
+    """The loops over `sockets` ([worker][listener], bound and listening)."""
+
+    def __init__(self, settings: Settings, sockets: list[list[socket.socket]]) -> None:
+        limits = settings.limits
+        self.board = _board.Board(
+            len(sockets), len(settings.listeners), limits.records, limits.parked
+        )
+        self.sockets = sockets  # kept: they close when the process ends
+        self.bell, self._ring = os.pipe()
+        self._wakes: list[int] = []
+        self._threads: list[threading.Thread] = []
+        os.set_blocking(self.bell, False)
+        os.set_blocking(self._ring, False)
+        self.board.attach_bell(self._ring)
+        for index, listener in enumerate(settings.listeners):
+            self.board.describe(
+                index, _sixteen(listener.address), listener.port, listener.wildcard
+            )
+        for worker, row in enumerate(sockets):
+            for index, one in enumerate(row):
+                self.board.attach(worker, index, one.fileno())
+            reader, writer = os.pipe()
+            self.board.attach_wake(worker, reader)
+            self._wakes.append(writer)
+        self.board.log_connections(
+            settings.detail, settings.detail_number, settings.log != "none"
+        )
+
+    @property
+    def ring(self) -> int:
+        """The descriptor that, written to, wakes who waits for `bell`."""
+        return self._ring
+
+    def start(self) -> None:
+        """Banners must have been published.  Raises Failure."""
+        threading.stack_size(256 * 1024)
+        for worker in range(self.board.workers):
+            thread = threading.Thread(target=loop.run, args=(self.board, worker), daemon=True)
+            thread.start()
+            self._threads.append(thread)
+        until = time.monotonic() + START_SECONDS
+        while any(state[0] == "new" for state in self.board.states()):
+            if time.monotonic() > until:
+                raise Failure(OS_ERROR, f"a loop did not start within {START_SECONDS:.0f} s")
+            time.sleep(0.0005)
+        for worker, (state, error, *_) in enumerate(self.board.states()):
+            if state == "broken":
+                raise Failure(OS_ERROR, f"worker {worker}: {os.strerror(error)}")
+
+    def stop(self) -> bool:
+        """Tell the loops to end; True when all did within STOP_SECONDS."""
+        self.board.stop()
+        for writer in self._wakes:
+            os.write(writer, b"\0")
+        until = time.monotonic() + STOP_SECONDS
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)

@@ -1,0 +1,131 @@
+"""On which line of a TOML text each value stands.
+
+tomllib keeps no positions, and an error that names file and line is worth more
+than one that names a key.  The scanner trusts that tomllib has accepted the
+text; on anything else its answer means nothing.
+"""
+
+Path = tuple[str | int, ...]
+
+
+class _Scanner:
+    def __init__(self, text: str) -> None:
+        self.text = text.replace("\r\n", "\n") + "\n"
+        self.at = 0
+        self.found: dict[Path, int] = {}
+
+    def line(self) -> int:
+        return self.text.count("\n", 0, self.at) + 1
+
+    def blank(self, newlines: bool) -> None:
+        """Skip white space and comments, and newlines too if told."""
+        while self.at < len(self.text):
+            here = self.text[self.at]
+            if here == "#":
+                self.at = self.text.index("\n", self.at)
+            elif here in " \t" or (newlines and here == "\n"):
+                self.at += 1
+            else:
+                return
+
+    def quoted(self) -> str:
+        """A string, with the cursor on its first quote; the raw text inside."""
+        mark = self.text[self.at]
+        if self.text.startswith(mark * 3, self.at):
+            mark *= 3
+        self.at += len(mark)
+        start = self.at
+        while not self.text.startswith(mark, self.at):
+            self.at += 2 if self.text[self.at] == "\\" and mark[0] == '"' else 1
+        inside = self.text[start : self.at]
+        self.at += len(mark)
+        while len(mark) == 3 and self.text[self.at] == mark[0]:  # up to two more
+            self.at += 1
+        return inside
+
+    def key(self) -> Path:
+        """A dotted key, as its parts."""
+        parts: list[str] = []
+        while True:
+            self.blank(newlines=False)
+            if self.text[self.at] in "\"'":
+                parts.append(self.quoted())
+            else:
+                start = self.at
+                while self.text[self.at].isalnum() or self.text[self.at] in "_-":
+                    self.at += 1
+                parts.append(self.text[start : self.at])
+            self.blank(newlines=False)
+            if self.text[self.at] != ".":
+                return tuple(parts)
+            self.at += 1
+
+    def value(self, path: Path) -> None:
+        self.found[path] = self.line()
+        here = self.text[self.at]
+        if here in "\"'":
+            self.quoted()
+        elif here == "[":
+            self.members(path, "]")
+        elif here == "{":
+            self.members(path, "}")
+        else:
+            while self.text[self.at] not in ",]}#\n":
+                self.at += 1
+
+    def members(self, path: Path, end: str) -> None:
+        """The elements of an array or of an inline table."""
+        self.at += 1
+        number = 0
+        while True:
+            self.blank(newlines=True)
+            if self.text[self.at] == end:
+                self.at += 1
+                return
+            if self.text[self.at] == ",":
+                self.at += 1
+            elif end == "]":
+                self.value((*path, number))
+                number += 1
+            else:
+                self.pair(path)
+
+    def pair(self, path: Path) -> None:
+        line = self.line()
+        key = (*path, *self.key())
+        self.at += 1  # the equals sign
+        self.blank(newlines=False)
+        self.value(key)
+        self.found[key] = line
+
+    def document(self) -> dict[Path, int]:
+        table: Path = ()
+        numbers: dict[Path, int] = {}
+        while True:
+            self.blank(newlines=True)
+            if self.at >= len(self.text):
+                return self.found
+            if self.text[self.at] != "[":
+                self.pair(table)
+                continue
+            line = self.line()
+            depth = 2 if self.text.startswith("[[", self.at) else 1
+            self.at += depth
+            named = self.key()
+            self.at += depth
+            # A table inside an array of tables belongs to its last element.
+            table = ()
+            for place, part in enumerate(named):
+                table += (part,)
+                last = place == len(named) - 1
+                if last and depth == 2:
+                    numbers[table] = numbers.get(table, -1) + 1
+                    self.found.setdefault(table, line)
+                if table in numbers:
+                    table += (numbers[table],)
+            self.found.setdefault(table, line)
+
+
+def locate(text: str) -> dict[Path, int]:
+    """{("listener", 0, "port"): 12, ...}: the line of every key and element."""
+    return _Scanner(text).document()

@@ -1,0 +1,189 @@
+"""All that is done as root: lock the pidfile, bind, chroot, drop.
+
+Owns: the sockets and the pidfile between the command line and the first loop.
+Promises: it accepts nobody, reads nothing a client sent, stops at the first
+error with a Failure, and after `drop` root cannot be regained.
+"""
+
+import errno
+import fcntl
+import os
+import socket
+
+from turnaway.exits import (
+    CANNOT_CREATE,
+    NO_PERMISSION,
+    OS_ERROR,
+    RUNNING,
+    UNAVAILABLE,
+    Failure,
+)
+from turnaway.settings import Identity, Listener
+
+BACKLOG = 65535  # clamped by the kernel to net.core.somaxconn
+# A client that vanishes after the handshake would hold its orphan for minutes;
+# one that never closes, FIN-WAIT-2 for a minute; a chatterer, a big buffer.
+# Accepted sockets inherit all three, so they cost nothing per connection.
+USER_TIMEOUT_MILLIS = 10_000  # tcp(7) TCP_USER_TIMEOUT
+LINGER2_SECONDS = 3  # tcp(7) TCP_LINGER2
+RECEIVE_OCTETS = 4096  # socket(7) SO_RCVBUF
+
+
+class Pidfile:
+    """A pidfile whose lock is the truth: flock(2), held for the life of the process.
+
+    A file that a killed process left behind is not locked, and so never blocks.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.janitor = -1
+        try:
+            self.fd = self._lock()
+        except OSError as error:
+            what = f"{path}: cannot create the pidfile: {error.strerror}"
+            raise Failure(CANNOT_CREATE, f"{what}; see --pidfile PATH|none") from None
+
+    def _lock(self) -> int:
+        while True:
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                pid = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "not yet written"
+                raise Failure(RUNNING, f"already running, pid {pid} ({self.path})") from None
+            try:
+                same = os.path.samestat(os.fstat(fd), os.stat(self.path))
+            except FileNotFoundError:
+                same = False
+            if same:
+                return fd
+            os.close(fd)  # removed by its last owner between open and lock
+
+    def write(self, pid: int) -> None:
+        """Called by the process that stays."""
+        os.ftruncate(self.fd, 0)
+        os.pwrite(self.fd, f"{pid}\n".encode("ascii"), 0)
+
+    def leave_to_janitor(self) -> None:
+        """Have the file removed although we shall not be root by then.
+
+        A shell that does nothing but wait for one word or for our end; it keeps
+        the lock until it has removed the file, so it cannot remove another's.
+        """
+        reader, self.janitor = os.pipe()
+        if os.fork() == 0:
+            try:
+                os.setsid()
+                os.chdir("/")
+                os.dup2(reader, 0)
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, 1)
+                os.dup2(null, 2)
+                os.set_inheritable(self.fd, True)
+                script = 'read -r word && [ "$word" = remove ] && rm -f -- "$1"'
+                os.execv("/bin/sh", ["sh", "-c", script, "turnaway-pidfile", self.path])
+            finally:
+                os._exit(OS_ERROR)
+        os.close(reader)
+
+    def remove(self) -> None:
+        """On a clean stop.  Whoever finds it left behind finds it unlocked."""
+        if self.janitor >= 0:
+            try:
+                os.write(self.janitor, b"remove\n")
+            except BrokenPipeError:
+                pass  # killed by somebody; the file stays, and is stale
+            return
+        try:
+            os.unlink(self.path)
+        except OSError:
+            pass
+
+
+def bind(listeners: tuple[Listener, ...], workers: int) -> list[list[socket.socket]]:
+    """One listening socket per worker and listener: [worker][listener].
+
+    The first socket of each address is bound without SO_REUSEPORT, so that an
+    address which another program has (or another Turnaway) is an error and not
+    quietly shared; the option is set afterwards, for our own other sockets.
+    """
+    first = [_bound(listener, alone=True) for listener in listeners]
+    for one in first:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    bound = [first]
+    bound += [[_bound(listener) for listener in listeners] for _ in range(workers - 1)]
+    for sockets in bound:
+        for one, listener in zip(sockets, listeners, strict=True):
+            try:
+                one.listen(BACKLOG)
+            except OSError as error:
+                raise _unavailable(listener, error) from None
+    return bound
+
+
+def _bound(listener: Listener, alone: bool = False) -> socket.socket:
+    family = socket.AF_INET6 if listener.ipv6 else socket.AF_INET
+    try:
+        made = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if not alone:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if listener.ipv6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_OCTETS)
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MILLIS)
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_LINGER2, LINGER2_SECONDS)
+        host = socket.getaddrinfo(
+            listener.address, listener.port, family, socket.SOCK_STREAM,
+            flags=socket.AI_NUMERICHOST,
+        )[0][4]
+        made.bind(host)
+    except OSError as error:
+        raise _unavailable(listener, error) from None
+    return made
+
+
+def _unavailable(listener: Listener, error: OSError) -> Failure:
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return Failure(
+            NO_PERMISSION,
+            f"{listener.place}: not permitted; start as root, use a port above 1023, or give"
+            " the process CAP_NET_BIND_SERVICE",
+        )
+    if error.errno == errno.EADDRINUSE:
+        return Failure(
+            UNAVAILABLE, f"{listener.place}: address in use; `ss -ltnp` shows by whom"
+        )
+    if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.ENODEV):
+        return Failure(
+            UNAVAILABLE, f"{listener.place}: no interface of this host has this address"
+        )
+    return Failure(OS_ERROR, f"{listener.place}: {error.strerror}")
+
+
+def enter_chroot(path: str) -> None:
+    try:
+        os.chroot(path)
+        os.chdir("/")
+    except OSError as error:
+        raise Failure(OS_ERROR, f"chroot {path}: {error.strerror}") from None
+
+
+def drop(identity: Identity) -> None:
+    """Become `identity` for good, and prove it.  Groups first: afterwards is too late."""
+    uid, gid = identity.uid, identity.gid
+    try:
+        os.setgroups([])
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+    except OSError as error:
+        raise Failure(OS_ERROR, f"cannot become {identity.user}: {error.strerror}") from None
+    if os.getresuid() != (uid,) * 3 or os.getresgid() != (gid,) * 3 or os.getgroups():
+        raise Failure(OS_ERROR, f"could not become {identity.user} altogether; not serving")
+    for regain in (lambda: os.setuid(0), lambda: os.seteuid(0), lambda: os.setgid(0)):
+        try:
+            regain()
+        except PermissionError:
+            continue
+        raise Failure(OS_ERROR, "root could be regained after the drop; not serving")

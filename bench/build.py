@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ("bench/blast.pyx", "bench/wire.pyx", "bench/peers/plain.pyx", "bench/peers/floor.pyx")
+SOURCES = ("bench/blast.pyx", "bench/peers/plain.pyx", "bench/peers/floor.pyx")
 C_FLAGS = ["-O2", "-Wall", "-Werror", "-Wno-unreachable-code", "-Wno-unused-function"]
 
 
@@ -31,7 +31,6 @@ def build(*, force: bool = False) -> None:
             Extension(
                 source.removesuffix(".pyx").replace("/", "."),
                 [source],
-                depends=["bench/hang.pxd"] if Path("bench/hang.pxd").exists() else [],
                 extra_compile_args=C_FLAGS,
             )
             for source in SOURCES

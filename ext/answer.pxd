@@ -1,14 +1,16 @@
-"""The answer to one connection: the four calls of the hot path.
+"""The answer to one connection: what the hot path does between accept and close.
 
-Owns: what happens between accept and the end of a connection, and what is
-written down of it.  Promises: a silent client costs send, recv and close, and
-banner and FIN leave in one segment; a client that talked before the greeting
-is never reset before it could read the banner, for its input is thrown away
-and it is left to the caller to be parked.
+Owns: the two halves of an answer, and what is written down of it.  Promises:
+banner and FIN leave in one segment, and no client loses the banner by talking
+before the greeting.
 
-Why so (tcp(7), RFC 2525 2.17): close with unread input sends RST, and what
-MSG_MORE still holds back is then never sent.  So the input is looked at after
-the banner was handed over: the later the look, the more talkers are seen.
+`say` hands over the banner, held back by MSG_MORE, and half-closes: only now
+both leave, together.  `look`, later, throws away what the client has sent.
+Why so (tcp(7), RFC 2525 2.17): a close with unread input sends RST, and what
+is still held back then is never sent; so the shutdown must come before the
+close, or an early talker whose data lands in the last microsecond gets
+nothing (measured: docs/performance.md).  And the later the look, the more
+talkers it sees and can save from a RST.
 """
 
 from libc cimport errno as e
@@ -16,15 +18,15 @@ from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint32_t
 from libc.string cimport memcpy, memset
 from posix.unistd cimport write
-from counters cimport EARLY, FAILED, RESET, SENT, SHORT
+from counters cimport EARLY, FAILED, RESET, SENT, SHORT, Counters
 from listeners cimport Board, Detail, Facts, Listening, Worker
 from net cimport (
-    net_add64, net_discard, net_half_close, net_load32, net_local,
-    net_send_held, net_unpack, sockaddr_storage,
+    net_add64, net_discard, net_half_close, net_local, net_send_held,
+    net_unpack, sockaddr_storage,
 )
 from ring cimport (
-    OUTCOME_EARLY, OUTCOME_FAILED, OUTCOME_RESET, OUTCOME_SENT, OUTCOME_SHORT,
-    RECORD_DETAILED, Outcome, Record, ring_claim, ring_commit,
+    OUTCOME_EARLY, OUTCOME_FAILED, OUTCOME_FULL, OUTCOME_RESET, OUTCOME_SENT,
+    OUTCOME_SHORT, RECORD_DETAILED, Outcome, Record, ring_claim, ring_commit,
 )
 from slot cimport Slot, slot_current
 
@@ -33,36 +35,48 @@ cdef enum:
     DISCARD_OCTETS = 1 << 20
 
 
-cdef inline Outcome answer(Listening *listening, int fd) noexcept nogil:
-    """Say the banner.  The descriptor is still open afterwards.
-
-    OUTCOME_EARLY: the client had talked; this end is half-closed, and the
-    caller parks it.  Every other outcome: the caller closes it, and that
-    sends what is held back.
-    """
+cdef inline Outcome say(const Listening *listening, int fd) noexcept nogil:
+    """Send banner and FIN.  OUTCOME_SENT when the kernel took the banner whole."""
     cdef const Slot *slot = slot_current(listening.banner)
     cdef ssize_t said = net_send_held(fd, slot.octets, slot.length)
+    if said == <ssize_t>slot.length:
+        net_half_close(fd)
+        return OUTCOME_SENT
+    if said >= 0:
+        return OUTCOME_SHORT
+    if errno == e.ECONNRESET or errno == e.EPIPE:
+        return OUTCOME_RESET
+    return OUTCOME_FAILED
+
+
+cdef inline Outcome look(int fd, Outcome outcome) noexcept nogil:
+    """Throw away what the client has sent by now; what became of the connection.
+
+    OUTCOME_EARLY: it had talked, and is worth parking until its EOF.
+    """
     cdef ssize_t heard
-    if said != <ssize_t>slot.length:
-        if said >= 0:
-            net_add64(&listening.counters.count[<int>SHORT], 1)
-            return OUTCOME_SHORT
-        if errno == e.ECONNRESET or errno == e.EPIPE:
-            net_add64(&listening.counters.count[<int>RESET], 1)
-            return OUTCOME_RESET
-        net_add64(&listening.counters.count[<int>FAILED], 1)
-        return OUTCOME_FAILED
+    if outcome != OUTCOME_SENT:
+        return outcome
     heard = net_discard(fd, DISCARD_OCTETS)
     if heard > 0:
-        net_half_close(fd)
-        net_add64(&listening.counters.count[<int>SENT], 1)
-        net_add64(&listening.counters.count[<int>EARLY], 1)
         return OUTCOME_EARLY
     if heard < 0 and errno == e.ECONNRESET:
-        net_add64(&listening.counters.count[<int>RESET], 1)
         return OUTCOME_RESET
-    net_add64(&listening.counters.count[<int>SENT], 1)
     return OUTCOME_SENT
+
+
+cdef inline void count(Counters *counters, Outcome outcome) noexcept nogil:
+    if outcome == OUTCOME_SENT:
+        net_add64(&counters.count[<int>SENT], 1)
+    elif outcome == OUTCOME_EARLY or outcome == OUTCOME_FULL:
+        net_add64(&counters.count[<int>SENT], 1)
+        net_add64(&counters.count[<int>EARLY], 1)
+    elif outcome == OUTCOME_RESET:
+        net_add64(&counters.count[<int>RESET], 1)
+    elif outcome == OUTCOME_SHORT:
+        net_add64(&counters.count[<int>SHORT], 1)
+    else:
+        net_add64(&counters.count[<int>FAILED], 1)
 
 
 cdef inline bint wants_detail(Board *board, Worker *worker, int64_t moment) noexcept nogil:

@@ -101,3 +101,7 @@ cdef inline Policy policy_of(Counter counter) noexcept nogil:
     if counter >= ERR_EMFILE:
         return POLICY_REST
     return POLICY_NEXT
+
+
+cdef inline Policy policy_of_errno(int error) noexcept nogil:
+    return policy_of(counter_of_errno(error))

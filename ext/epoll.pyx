@@ -13,19 +13,21 @@ them gather for at most a millisecond.
 
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.errno cimport EAGAIN, EINTR, errno
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from posix.unistd cimport close, dup2, read
 
-from answer cimport DISCARD_OCTETS, answer, record
-from counters cimport ACCEPTED, PARKED, PARK_EXPIRED, PARK_FULL, Policy
+from answer cimport DISCARD_OCTETS, count, look, record, say
+from counters cimport (
+    ACCEPTED, PARK_EXPIRED, PARK_FULL, PARKED, Policy, policy_of_errno,
+)
 from listeners cimport (
-    PARK_MICROS, Board, Listening, State, Worker, listener_rise,
+    BATCH, PARK_MICROS, Batch, Board, Listening, State, Worker, listener_rise,
     listener_stumble,
 )
 from net cimport (
     net_accept, net_add64, net_calendar, net_close_range, net_discard,
     net_load32, net_name_thread, net_own_descriptors, net_sleep, net_steady,
-    net_store32, sockaddr_storage,
+    net_store32,
 )
 from pool cimport NOBODY, pool_leave, pool_park
 from ring cimport OUTCOME_EARLY, OUTCOME_FULL, Outcome
@@ -47,10 +49,6 @@ cdef extern from "<sys/epoll.h>" nogil:
     int epoll_wait(int poller, epoll_event *events, int most, int millis)
 
 cdef enum:
-    # Accepts per listener and turn: long enough that the wakeup is paid for,
-    # short enough that a second listener and the parked sockets get their turn
-    # within about a millisecond.
-    BATCH = 128
     EVENTS = 64
     # Reads of one parked socket per turn: a client that pours megabytes gets
     # no more of a turn than a batch of others.
@@ -100,40 +98,86 @@ cdef inline Outcome park(
     return OUTCOME_FULL
 
 
-cdef inline bint serve(
-    Board *board, int poller, Worker *worker, Listening *listening,
-    int most, int64_t now, int *taken,
+cdef inline bint take(
+    int poller, Worker *worker, Listening *listening, int64_t now, int *taken
 ) noexcept nogil:
-    """Turn away at most `most` connections of one listener.
+    """Accept up to a batch, and say the banner to each at once.
 
-    True when its queue was found empty, or when it went to rest.
+    True when the queue was found empty, or when the listener went to rest.
     """
-    cdef sockaddr_storage peer
-    cdef Outcome outcome
-    cdef int64_t moment = net_calendar()
-    cdef int before = taken[0]
-    cdef int turn
+    cdef Batch *batch = &worker.batch
+    cdef int tries
     cdef int fd
-    cdef bint emptied = False
-    for turn in range(most):
-        fd = net_accept(listening.fd, &peer)
-        if fd < 0:
-            if errno == EAGAIN:
-                emptied = True
-                break
-            if listener_stumble(worker, listening, errno, now) == Policy.POLICY_REST:
-                unwatch(poller, listening.fd)
-                emptied = True
-                break
-            continue
-        taken[0] += 1
-        outcome = answer(listening, fd)
+    taken[0] = 0
+    for tries in range(BATCH):
+        fd = net_accept(listening.fd, &batch.peer[taken[0]])
+        if fd >= 0:
+            batch.fd[taken[0]] = fd
+            batch.outcome[taken[0]] = <uint8_t>say(listening, fd)
+            taken[0] += 1
+        elif errno == EAGAIN:
+            return True
+        elif policy_of_errno(errno) == Policy.POLICY_REST and taken[0] > 0:
+            # Perhaps short of what this very batch holds: close it and come
+            # back; the listener is still readable.
+            return False
+        elif listener_stumble(worker, listening, errno, now) == Policy.POLICY_REST:
+            unwatch(poller, listening.fd)
+            return True
+    return False
+
+
+cdef inline void let_go(
+    Board *board, int poller, Worker *worker, Listening *listening, int taken, int64_t now
+) noexcept nogil:
+    """Look at each connection of the batch, write it down, and close or park it.
+
+    Descriptors are given out lowest first, so those of a batch stand in a row,
+    and in a table of our own nobody else's is among them: one call closes them.
+    """
+    cdef Batch *batch = &worker.batch
+    cdef int64_t moment = net_calendar()
+    cdef Outcome outcome
+    cdef int first = NOBODY
+    cdef int last = NOBODY
+    cdef int index, fd
+    for index in range(taken):
+        fd = batch.fd[index]
+        outcome = look(fd, <Outcome>batch.outcome[index])
         if outcome == OUTCOME_EARLY:
             outcome = park(poller, worker, listening, fd, now)
-        record(board, worker, listening, fd, &peer, moment, outcome)
-        if outcome != OUTCOME_EARLY:
-            close(fd)
-    net_add64(&listening.counters.count[<int>ACCEPTED], <uint64_t>(taken[0] - before))
+        count(listening.counters, outcome)
+        record(board, worker, listening, fd, &batch.peer[index], moment, outcome)
+        if outcome == OUTCOME_EARLY:
+            continue
+        if worker.own_table and first != NOBODY and fd == last + 1:
+            last = fd
+            continue
+        close_run(first, last)
+        first = last = fd
+    close_run(first, last)
+    net_add64(&listening.counters.count[<int>ACCEPTED], <uint64_t>taken)
+
+
+cdef inline void close_run(int first, int last) noexcept nogil:
+    cdef int fd
+    if first == NOBODY:
+        return
+    if last > first and net_close_range(<unsigned int>first, <unsigned int>last) == 0:
+        return
+    for fd in range(first, last + 1):
+        close(fd)
+
+
+cdef inline bint serve(
+    Board *board, int poller, Worker *worker, Listening *listening, int64_t now, int *served
+) noexcept nogil:
+    """Turn away up to a batch; True when none are left waiting."""
+    cdef int taken
+    cdef bint emptied = take(poller, worker, listening, now, &taken)
+    if taken > 0:
+        let_go(board, poller, worker, listening, taken, now)
+        served[0] += taken
     return emptied
 
 
@@ -205,7 +249,7 @@ cdef void farewell(Board *board, int poller, Worker *worker) noexcept nogil:
         listening = &worker.listening[index]
         taken = 0
         while taken < LAST_ACCEPTS and net_steady() < until:
-            if serve(board, poller, worker, listening, BATCH, until, &taken):
+            if serve(board, poller, worker, listening, until, &taken):
                 break
     while worker.pool.oldest != NOBODY:
         close(pool_leave(&worker.pool, worker.pool.oldest))
@@ -230,9 +274,7 @@ cdef void turn_until_stopped(Board *board, int poller, Worker *worker) noexcept 
         for which in range(ready):
             index = <int32_t><uint32_t>events[which].data.u64
             if (events[which].data.u64 >> 32) == <uint64_t>Kind.KIND_LISTENER:
-                if not serve(
-                    board, poller, worker, &worker.listening[index], BATCH, now, &taken
-                ):
+                if not serve(board, poller, worker, &worker.listening[index], now, &taken):
                     emptied = False
             elif (events[which].data.u64 >> 32) == <uint64_t>Kind.KIND_PARKED:
                 drain(worker, index)

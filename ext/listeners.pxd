@@ -6,11 +6,11 @@ field has one writer: the shell before the loops start, the worker afterwards,
 except those marked [shell], which the shell may change at any time.
 """
 
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from counters cimport (
     ERR_EINTR, RESTS, Counter, Counters, Policy, counter_of_errno, policy_of,
 )
-from net cimport net_add64
+from net cimport net_add64, sockaddr_storage
 from pool cimport Parked, Pool
 from ring cimport Ring
 from slot cimport Banner
@@ -21,6 +21,11 @@ cdef enum:
     REST_MICROS = 500_000
     # An early talker is drained for this long at the most.
     PARK_MICROS = 2_000_000
+
+    # Accepts per listener and turn: long enough that the wakeup is paid for,
+    # short enough that the first of a batch does not wait for its close, nor a
+    # second listener for its turn, much longer than a millisecond.
+    BATCH = 128
 
 cdef enum Detail:
     DETAIL_NONE     # no connection lines
@@ -50,6 +55,12 @@ cdef struct Listening:
     const Banner *banner
     Counters *counters
 
+cdef struct Batch:
+    # The connections of one turn of one listener, between `say` and `look`.
+    int fd[BATCH]
+    uint8_t outcome[BATCH]
+    sockaddr_storage peer[BATCH]
+
 cdef struct Worker:
     int32_t index
     int32_t listeners
@@ -65,6 +76,7 @@ cdef struct Worker:
     Listening *listening
     Ring ring
     Pool pool
+    Batch batch
     char apart[64]
 
 cdef struct Board:

@@ -166,15 +166,19 @@ static inline int net_own_descriptors(void)
 #endif
 }
 
-/* Close descriptors first..last of this thread's table, both included. */
-static inline void net_close_range(unsigned first, unsigned last)
+/*
+ * Close descriptors first..last of this thread's table, both included: one
+ * call for all of them where close_range(2) exists.  0, or -1 where it does
+ * not, and then nothing is closed.
+ */
+static inline int net_close_range(unsigned first, unsigned last)
 {
 #if defined(__linux__) && defined(SYS_close_range)
-    if (first <= last)
-        (void)syscall(SYS_close_range, first, last, 0u);
+    return first <= last ? (int)syscall(SYS_close_range, first, last, 0u) : 0;
 #else
     (void)first;
     (void)last;
+    return -1;
 #endif
 }
 

@@ -25,7 +25,7 @@ cdef extern from "net.h" nogil:
     int64_t net_steady()
     void net_sleep(int64_t micros)
     int net_own_descriptors()
-    void net_close_range(unsigned int first, unsigned int last)
+    int net_close_range(unsigned int first, unsigned int last)
     void net_name_thread(const char *name)
     int net_send_datagrams(int fd, const iovec *datagrams, int count)
     int net_writable(int fd, int millis)

@@ -63,14 +63,6 @@ def _answered(behaviour: str) -> Reader:
     return read
 
 
-def _percentiles(rate: int) -> Reader:
-    def read(run: Comparison, peer: str) -> str:
-        values = [run.median(peer, f"offered_{rate}_{p}_us") for p in ("p50", "p99", "p999")]
-        return "-" if None in values else " / ".join(f"{value:.0f}" for value in values)
-
-    return read
-
-
 def _left(run: Comparison, peer: str) -> str:
     states = run.books[peer].notes.get("sockets_per_1000")
     if states is None:
@@ -79,22 +71,16 @@ def _left(run: Comparison, peer: str) -> str:
 
 
 def tables(run: Comparison) -> dict[str, list[Column]]:
-    """The tables of a run: what one screen is too narrow for is cut in three."""
+    """The tables of a run, each narrow enough for one screen."""
     cost = [
         Column("drain us/conn", _figure("drain_cpu_us", "{:.2f}", spread=True)),
         Column("to nginx", _ratio("nginx", "drain_cpu_us")),
         Column("to floor", _ratio("floor", "drain_cpu_us")),
+        Column("drained/s", _figure("drain_rate", "{:,.0f}", spread=True)),
         Column("disposals/s", _figure("closed_rate", "{:,.0f}", spread=True)),
         Column("closed us/conn", _figure("closed_cpu_us")),
         Column("client us/conn", _figure("client_cpu_us")),
     ]
-    pace = []
-    for rate in run.options.rates:
-        pace += [
-            Column(f"us/conn at {rate:,}/s", _figure(f"offered_{rate}_cpu_us", spread=True)),
-            Column("to nginx", _ratio("nginx", f"offered_{rate}_cpu_us")),
-            Column("p50/p99/p99.9 us", _percentiles(rate)),
-        ]
     counted = [
         Column("syscalls", _figure("syscalls", "{:.2f}")),
         Column("packets", _figure("packets", "{:.2f}")),
@@ -107,10 +93,24 @@ def tables(run: Comparison) -> dict[str, list[Column]]:
         Column("quit %", _answered("quit")),
         Column("left by 1000", _left),
     ]
+    paces = {
+        f"Offered {rate:,} a second": [
+            Column("server us/conn", _figure(f"offered_{rate}_cpu_us", spread=True)),
+            Column("to nginx", _ratio("nginx", f"offered_{rate}_cpu_us")),
+            Column("to floor", _ratio("floor", f"offered_{rate}_cpu_us")),
+            Column("p50 us", _figure(f"offered_{rate}_p50_us", "{:.0f}", spread=True)),
+            Column("p99 us", _figure(f"offered_{rate}_p99_us", "{:.0f}", spread=True)),
+            Column("p99.9 us", _figure(f"offered_{rate}_p999_us", "{:.0f}", spread=True)),
+        ]
+        for rate in run.options.rates
+        if any(f"offered_{rate}_cpu_us" in book.values for book in run.books.values())
+    }
+    shown = {"Cost at saturation (server CPU)": cost, **paces, "Counted": counted}
+    # A table in which nobody has a figure was not asked for.
     return {
-        "Cost at saturation (server CPU)": cost,
-        "At a fixed offered rate": pace,
-        "Counted": counted,
+        title: columns
+        for title, columns in shown.items()
+        if any(column.read(run, peer) != "-" for column in columns for peer in run.books)
     }
 
 
@@ -122,7 +122,9 @@ def _number(value: float | None) -> str:
 
 
 def print_run(run: Comparison, console: Console) -> None:
-    """The tables on a terminal."""
+    """The tables on a terminal (or in a file, which has no width)."""
+    if not console.is_terminal:
+        console.width = 160
     for title, columns in tables(run).items():
         table = Table(title=title, title_justify="left")
         table.add_column("server")
@@ -195,7 +197,11 @@ def plots(run: Comparison) -> dict[str, str]:
     if any("closed_rate" in book.values for book in run.books.values()):
         made["disposals"] = _bars(
             "Disposals per second, one core", "connections a second",
-            {"closed": [run.median(peer, "closed_rate") for peer in peers]}, peers,
+            {
+                "full queue": [run.median(peer, "drain_rate") for peer in peers],
+                "closed model": [run.median(peer, "closed_rate") for peer in peers],
+            },
+            peers,
         )  # fmt: skip
     if any(book.latencies for book in run.books.values()):
         fast = [rate for rate in run.options.rates if rate >= 1000]

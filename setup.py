@@ -39,8 +39,14 @@ def extension(name: str) -> Extension:
     flags = ["-O2"]
     if STRICT:
         # What Cython generates compares and leaves unused as it likes.
-        flags += ["-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter",
-                  "-Wno-unused-function", "-Wno-missing-field-initializers"]
+        flags += [
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            "-Wno-unused-parameter",
+            "-Wno-unused-function",
+            "-Wno-missing-field-initializers",
+        ]
     return Extension(
         f"turnaway._{name}",
         [f"ext/{name}.pyx"],

@@ -133,7 +133,10 @@ def parser(program: str) -> argparse.ArgumentParser:
     )
     ends = made.add_argument_group("things that end at once")
     ends.add_argument(
-        "-t", "--check", action="store_true", help="check everything, bind nothing; the status says it"
+        "-t",
+        "--check",
+        action="store_true",
+        help="check everything, bind nothing; the status says it",
     )
     ends.add_argument(
         "--show-banner", action="store_true", help="print each listener's exact bytes"
@@ -180,9 +183,7 @@ class _Reading:
                 self.wrong(str(error))
                 faulty = re.match(r"argument ([^:]+):", str(error))
                 names = faulty[1].split("/") if faulty else []
-                rest = [
-                    word for word in arguments if word.partition("=")[0] not in names
-                ]
+                rest = [word for word in arguments if word.partition("=")[0] not in names]
                 if len(rest) == len(arguments):  # cannot be narrowed down
                     rest = []
                 arguments = rest
@@ -256,15 +257,15 @@ class _Reading:
             return persona.code if persona else 0
         return int(text)
 
-    def _listeners(
-        self, words: list[str], persona: Persona | None, code: int
-    ) -> list[Listener]:
+    def _listeners(self, words: list[str], persona: Persona | None, code: int) -> list[Listener]:
         if not words:
             self.wrong(f"LOCATION is missing, and a LISTENER; for example: {EXAMPLE}")
             return []
         location = words[0]
         if not location.strip() or not all(" " <= letter <= "~" for letter in location):
-            self.wrong(f"LOCATION {location!r}: expected printable ASCII, such as 'Somecity, Earth'")
+            self.wrong(
+                f"LOCATION {location!r}: expected printable ASCII, such as 'Somecity, Earth'"
+            )
             location = "Earth"
         if len(words) == 1:
             self.wrong(f"a LISTENER is missing after LOCATION; for example: {EXAMPLE}")
@@ -375,7 +376,9 @@ class _Reading:
 
     def _chroot(self, path: str) -> None:
         if os.geteuid() != 0:
-            self.wrong(f"--chroot {path}: only root can; start as root, or leave it out", NO_PERMISSION)
+            self.wrong(
+                f"--chroot {path}: only root can; start as root, or leave it out", NO_PERMISSION
+            )
         elif not os.path.isabs(path) or not os.path.isdir(path):
             self.wrong(f"--chroot {path}: expected the absolute path of a directory")
 

@@ -49,18 +49,14 @@ class Engine:
         os.set_blocking(self._ring, False)
         self.board.attach_bell(self._ring)
         for index, listener in enumerate(settings.listeners):
-            self.board.describe(
-                index, _sixteen(listener.address), listener.port, listener.wildcard
-            )
+            self.board.describe(index, _sixteen(listener.address), listener.port, listener.wildcard)
         for worker, row in enumerate(sockets):
             for index, one in enumerate(row):
                 self.board.attach(worker, index, one.fileno())
             reader, writer = os.pipe()
             self.board.attach_wake(worker, reader)
             self._wakes.append(writer)
-        self.board.log_connections(
-            settings.detail, settings.detail_number, settings.log != "none"
-        )
+        self.board.log_connections(settings.detail, settings.detail_number, settings.log != "none")
 
     @property
     def ring(self) -> int:

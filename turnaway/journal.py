@@ -162,7 +162,9 @@ class Journal:
     def say(self, severity: int, text: str) -> None:
         """A message of our own, now."""
         self._log.revive()
-        if self._log.write(self._log.header(severity, time.time()) + text.encode("ascii", "replace")):
+        if self._log.write(
+            self._log.header(severity, time.time()) + text.encode("ascii", "replace")
+        ):
             self._told()
         else:
             self._lose(1)
@@ -257,9 +259,7 @@ class Journal:
             words.append(f"lines-lost={self._lost_ever}")
         busiest = self._reader.busiest(BUSIEST)
         if busiest:
-            words.append(
-                "busiest " + " ".join(f"[{source}]={count}" for source, count in busiest)
-            )
+            words.append("busiest " + " ".join(f"[{source}]={count}" for source, count in busiest))
         self.say(INFO, " ".join(word for word in words if word))
         self._reader.forget()
         self._since = totals
@@ -271,7 +271,9 @@ class Journal:
         """Every listener's counters, one line each."""
         for index, listener in enumerate(self._settings.listeners):
             totals = stats.of_listener(self._board, index)
-            self.say(INFO, f"counters: {listener.place} {listener.name} {totals.words() or 'all 0'}")
+            self.say(
+                INFO, f"counters: {listener.place} {listener.name} {totals.words() or 'all 0'}"
+            )
 
     def stopped(self, reason: str, clean: bool) -> None:
         totals = stats.of_all(self._board)

@@ -135,7 +135,10 @@ def _bound(listener: Listener, alone: bool = False) -> socket.socket:
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MILLIS)
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_LINGER2, LINGER2_SECONDS)
         host = socket.getaddrinfo(
-            listener.address, listener.port, family, socket.SOCK_STREAM,
+            listener.address,
+            listener.port,
+            family,
+            socket.SOCK_STREAM,
             flags=socket.AI_NUMERICHOST,
         )[0][4]
         made.bind(host)
@@ -152,13 +155,9 @@ def _unavailable(listener: Listener, error: OSError) -> Failure:
             " the process CAP_NET_BIND_SERVICE",
         )
     if error.errno == errno.EADDRINUSE:
-        return Failure(
-            UNAVAILABLE, f"{listener.place}: address in use; `ss -ltnp` shows by whom"
-        )
+        return Failure(UNAVAILABLE, f"{listener.place}: address in use; `ss -ltnp` shows by whom")
     if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.ENODEV):
-        return Failure(
-            UNAVAILABLE, f"{listener.place}: no interface of this host has this address"
-        )
+        return Failure(UNAVAILABLE, f"{listener.place}: no interface of this host has this address")
     return Failure(OS_ERROR, f"{listener.place}: {error.strerror}")
 
 

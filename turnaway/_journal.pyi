@@ -1,0 +1,19 @@
+"""Types of ext/journal.pyx; what its names mean stands there."""
+
+from collections.abc import Sequence
+from typing import Final, Self
+
+from typing_extensions import disjoint_base
+
+from turnaway._board import Board
+
+KINDS: Final = ("none", "datagram", "stream")
+
+@disjoint_base
+class Reader:
+    def __new__(cls, board: Board, tails: Sequence[bytes], key: int) -> Self: ...
+    def pull(
+        self, fd: int, kind: str, header: bytes, allowed: int
+    ) -> tuple[int, int, int, int]: ...
+    def busiest(self, most: int) -> list[tuple[str, int]]: ...
+    def forget(self) -> None: ...

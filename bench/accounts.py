@@ -105,6 +105,17 @@ def sockets(port: int) -> dict[str, int]:
     return counts
 
 
+def time_wait_room() -> int:
+    """How many more TIME-WAIT sockets the kernel will keep. Beyond that it
+    forgets at once, which harms nobody but a count of them."""
+    limit = int((PROC / "sys/net/ipv4/tcp_max_tw_buckets").read_text())
+    for line in (PROC / "net/sockstat").read_text().splitlines():
+        fields = line.split()
+        if fields and fields[0] == "TCP:":
+            return limit - int(fields[fields.index("tw") + 1])
+    return 0
+
+
 def queue_limit() -> int:
     """The longest accept queue the kernel grants."""
     return int((PROC / "sys/net/core/somaxconn").read_text())

@@ -79,6 +79,8 @@ def tables(run: Comparison) -> dict[str, list[Column]]:
         Column("drained/s", _figure("drain_rate", "{:,.0f}", spread=True)),
         Column("disposals/s", _figure("closed_rate", "{:,.0f}", spread=True)),
         Column("closed us/conn", _figure("closed_cpu_us")),
+        Column("with log us/conn", _figure("logged_cpu_us")),
+        Column("lines/conn", _figure("logged_lines", "{:.3f}")),
         Column("client us/conn", _figure("client_cpu_us")),
     ]
     counted = [
@@ -101,6 +103,7 @@ def tables(run: Comparison) -> dict[str, list[Column]]:
             Column("p50 us", _figure(f"offered_{rate}_p50_us", "{:.0f}", spread=True)),
             Column("p99 us", _figure(f"offered_{rate}_p99_us", "{:.0f}", spread=True)),
             Column("p99.9 us", _figure(f"offered_{rate}_p999_us", "{:.0f}", spread=True)),
+            Column("client late us", _figure(f"offered_{rate}_late_us", "{:.0f}")),
         ]
         for rate in run.options.rates
         if any(f"offered_{rate}_cpu_us" in book.values for book in run.books.values())

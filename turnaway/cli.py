@@ -45,6 +45,7 @@ MOST_WORKERS = 64
 
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
 _NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?|\[[A-Za-z0-9:.]+\]")
+_ZONE = re.compile(r"[A-Za-z0-9_.-]{1,15}")  # IFNAMSIZ with its NUL is 16
 _DETAIL = re.compile(r"(capped|sample):([1-9][0-9]{0,6})|(all|none)")
 
 
@@ -181,12 +182,7 @@ class _Reading:
                 options, unknown = made.parse_known_intermixed_args(arguments)
             except _Unusable as error:
                 self.wrong(str(error))
-                faulty = re.match(r"argument ([^:]+):", str(error))
-                names = faulty[1].split("/") if faulty else []
-                rest = [word for word in arguments if word.partition("=")[0] not in names]
-                if len(rest) == len(arguments):  # cannot be narrowed down
-                    rest = []
-                arguments = rest
+                arguments = _without_faulty(arguments, str(error))
                 continue
             for word in unknown:
                 self.wrong(f"{word}: unknown option; see {self.program} --help")
@@ -208,6 +204,7 @@ class _Reading:
         interval = self._number("--interval", options.interval, 1, 86400, 60)
         if options.chroot is not None:
             self._chroot(options.chroot)
+        pidfile = self._pidfile(options.pidfile)
         if self.mistakes:
             kinds = {status for status, _ in self.mistakes}
             status = kinds.pop() if len(kinds) == 1 else USAGE
@@ -220,7 +217,7 @@ class _Reading:
                 foreground=options.foreground or "NOTIFY_SOCKET" in os.environ,
                 identity=identity,
                 chroot=options.chroot,
-                pidfile=self._pidfile(options.pidfile),
+                pidfile=pidfile,
                 log=target,
                 syslog_socket=socket,
                 detail=detail,
@@ -274,24 +271,25 @@ class _Reading:
         while rest:
             number, word = rest.pop(0)
             where = f"LISTENER argument {number} {word!r}"
-            place, _, name = word.strip().partition(" ")
-            name = name.strip()
-            if not name:
-                if not rest:
-                    self.wrong(f"{where}: its NAME is missing; expected 'ADDRESS[:PORT] NAME'")
-                    name = "name.invalid"
-                else:
-                    number, name = rest.pop(0)
-            if not _NAME.fullmatch(name) or len(name) > 255:
-                self.wrong(
-                    f"LISTENER argument {number} {name!r}: expected a host name, such as mx.example.com"
-                )
-                name = "name.invalid"
+            place, _, name = word.strip(" \t").replace("\t", " ").partition(" ")
+            name = name.strip(" ")
+            if not name and rest and not re.search(r"[ \t]", rest[0][1]):
+                number, name = rest.pop(0)
+            address, port = "", 0
             try:
                 address, port = parse_place(place)
             except ValueError as error:
                 self.wrong(f"{where}: {error}")
+            if not name and address:
+                self.wrong(f"{where}: its NAME is missing; expected 'ADDRESS[:PORT] NAME'")
+            if name and (not _NAME.fullmatch(name) or len(name) > 255):
+                self.wrong(
+                    f"LISTENER argument {number} {name!r}: expected a host name, such as mx.example.com"
+                )
+                name = ""
+            if not address:
                 continue
+            name = name or "name.invalid"  # told already; the rest can still be checked
             if persona is None:
                 continue
             listener = Listener(
@@ -319,7 +317,7 @@ class _Reading:
             try:
                 entry = pwd.getpwnam(name)
                 break
-            except KeyError:
+            except (KeyError, ValueError):  # ValueError: not even text
                 continue
         if entry is None:
             self.wrong(
@@ -333,7 +331,7 @@ class _Reading:
         if group is not None:
             try:
                 gid = grp.getgrnam(group).gr_gid
-            except KeyError:
+            except (KeyError, ValueError):
                 self.wrong(f"--group {group}: no such group; create it, or name another", NO_USER)
         if entry.pw_uid == 0 or gid == 0:
             self.wrong(
@@ -357,8 +355,12 @@ class _Reading:
 
     def _log(self, text: str) -> tuple[LogTarget, str]:
         target, colon, socket = text.partition(":")
-        if target == "syslog" and (socket.startswith("/") or not colon):
-            return "syslog", socket or SYSLOG_SOCKET
+        if target == "syslog" and not colon:
+            return "syslog", SYSLOG_SOCKET
+        if target == "syslog" and socket.startswith("/"):
+            if len(os.fsencode(socket)) > 107:  # sun_path, unix(7)
+                self.wrong(f"--log: expected a socket's path of at most 107 octets, got {socket!r}")
+            return "syslog", socket
         if text in ("stderr", "none"):
             return cast(LogTarget, text), SYSLOG_SOCKET
         self.wrong(f"--log: expected syslog, syslog:/SOCKET, stderr or none, got {text!r}")
@@ -385,12 +387,32 @@ class _Reading:
     def _pidfile(self, text: str | None) -> str | None:
         if text == "none":
             return None
+        if text == "":
+            self.wrong("--pidfile: expected a path or none, got ''")
         if text is not None:
             return os.path.abspath(text)
         if os.geteuid() == 0:
             return f"/var/run/{self.program}.pid"
         runtime = os.environ.get("XDG_RUNTIME_DIR")
-        return os.path.join(runtime, f"{self.program}.pid") if runtime else None
+        if runtime is None or not os.path.isabs(runtime):  # as the XDG specification says
+            return None
+        return os.path.join(runtime, f"{self.program}.pid")
+
+
+def _without_faulty(words: list[str], said: str) -> list[str]:
+    """The words without the option that argparse complained of, and its alone.
+
+    What is dropped is told already; what stays is looked at for more mistakes.
+    """
+    faulty = re.match(r"argument ([^:]+):", said)
+    names = faulty[1].split("/") if faulty else []
+    letters = [name[1] for name in names if len(name) == 2]
+    for at, word in enumerate(words):
+        valueless = at + 1 == len(words) or words[at + 1].startswith("-")
+        together = re.match(r"-[A-Za-z]", word) and any(letter in word for letter in letters)
+        if ("=" in word or valueless) and (word.partition("=")[0] in names or together):
+            return words[:at] + words[at + 1 :]
+    return [word for word in words if not word.startswith("-")]
 
 
 def _known(uid: int) -> bool:
@@ -422,6 +444,13 @@ def parse_place(text: str) -> tuple[str, int]:
         ) from None
     if bracketed and address.version == 4:
         raise ValueError(f"{text!r}: IPv4 stands without brackets; expected {host}:PORT")
+    if address.version == 6:
+        if address.ipv4_mapped:  # an IPv6 listener is IPv6 only
+            raise ValueError(f"{host!r} is an IPv4 address; expected {address.ipv4_mapped}")
+        if address.scope_id is not None and not _ZONE.fullmatch(address.scope_id):
+            raise ValueError(
+                f"{host!r}: after the % expected an interface's name, such as fe80::1%eth0"
+            )
     if port is None:
         return str(address), DEFAULT_PORT
     if not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
@@ -432,5 +461,13 @@ def parse_place(text: str) -> tuple[str, int]:
 def report(program: str, failure: Failure) -> int:
     """Tell why the program ends, one line a reason; returns the exit status."""
     for reason in failure.reasons:
-        print(f"{program}: {reason}", file=sys.stderr)
+        print(_visible(f"{program}: {reason}"), file=sys.stderr)
     return failure.status
+
+
+def _visible(text: str) -> str:
+    """On one line, and nothing for a terminal to obey: what arguments said may be in it."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii")
+        for letter in text
+    )

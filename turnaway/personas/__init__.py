@@ -8,6 +8,7 @@ contain is banner.py's business; here it is only read, and every mistake is
 told with file and line.
 """
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -26,10 +27,21 @@ _KINDS = {int: "a number", str: "a string", list: "a list of strings"}
 def read(path: Path) -> Persona:
     """The persona in a file, named after it.  Raises Failure with every mistake."""
     try:
-        text = path.read_text("utf-8")
+        octets = path.read_bytes()
+    except OSError as error:
+        raise Failure(DATA, f"{path}: {error.strerror}") from None
+    try:
+        text = octets.decode("utf-8")
         data = tomllib.loads(text)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise Failure(DATA, f"{path}: {error}") from None
+    except UnicodeDecodeError as error:
+        line = octets.count(b"\n", 0, error.start) + 1
+        raise Failure(DATA, f"{path}:{line}: expected UTF-8, got {error.reason}") from None
+    except tomllib.TOMLDecodeError as error:
+        # "Invalid value (at line 3, column 8)", or "(at end of document)"
+        said, _, place = str(error).removesuffix(")").rpartition(" (at ")
+        stated = re.match(r"line (\d+)", place)
+        line = int(stated[1]) if stated else text.count("\n") + 1
+        raise Failure(DATA, f"{path}:{line}: {said or place}") from None
     lines = locate(text)
     mistakes = []
 

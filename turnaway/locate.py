@@ -5,6 +5,8 @@ than one that names a key.  The scanner trusts that tomllib has accepted the
 text; on anything else its answer means nothing.
 """
 
+import tomllib
+
 Path = tuple[str | int, ...]
 
 
@@ -17,6 +19,12 @@ class _Scanner:
     def line(self) -> int:
         return self.text.count("\n", 0, self.at) + 1
 
+    def mention(self, path: Path) -> None:
+        """What stands here, and every table that it brings about, if it is the first time."""
+        line = self.line()
+        for length in range(1, len(path) + 1):
+            self.found.setdefault(path[:length], line)
+
     def blank(self, newlines: bool) -> None:
         """Skip white space and comments, and newlines too if told."""
         while self.at < len(self.text):
@@ -28,20 +36,17 @@ class _Scanner:
             else:
                 return
 
-    def quoted(self) -> str:
-        """A string, with the cursor on its first quote; the raw text inside."""
+    def quoted(self) -> None:
+        """Skip a string, with the cursor on its first quote."""
         mark = self.text[self.at]
         if self.text.startswith(mark * 3, self.at):
             mark *= 3
         self.at += len(mark)
-        start = self.at
         while not self.text.startswith(mark, self.at):
             self.at += 2 if self.text[self.at] == "\\" and mark[0] == '"' else 1
-        inside = self.text[start : self.at]
         self.at += len(mark)
         while len(mark) == 3 and self.text[self.at] == mark[0]:  # up to two more
             self.at += 1
-        return inside
 
     def key(self) -> Path:
         """A dotted key, as its parts."""
@@ -49,7 +54,10 @@ class _Scanner:
         while True:
             self.blank(newlines=False)
             if self.text[self.at] in "\"'":
-                parts.append(self.quoted())
+                start = self.at
+                self.quoted()
+                # tomllib, so that an escape means what it means there
+                parts.append(tomllib.loads(f"key = {self.text[start : self.at]}")["key"])
             else:
                 start = self.at
                 while self.text[self.at].isalnum() or self.text[self.at] in "_-":
@@ -61,7 +69,7 @@ class _Scanner:
             self.at += 1
 
     def value(self, path: Path) -> None:
-        self.found[path] = self.line()
+        self.mention(path)
         here = self.text[self.at]
         if here in "\"'":
             self.quoted()
@@ -91,12 +99,11 @@ class _Scanner:
                 self.pair(path)
 
     def pair(self, path: Path) -> None:
-        line = self.line()
         key = (*path, *self.key())
+        self.mention(key)
         self.at += 1  # the equals sign
         self.blank(newlines=False)
         self.value(key)
-        self.found[key] = line
 
     def document(self) -> dict[Path, int]:
         table: Path = ()
@@ -108,7 +115,6 @@ class _Scanner:
             if self.text[self.at] != "[":
                 self.pair(table)
                 continue
-            line = self.line()
             depth = 2 if self.text.startswith("[[", self.at) else 1
             self.at += depth
             named = self.key()
@@ -120,10 +126,9 @@ class _Scanner:
                 last = place == len(named) - 1
                 if last and depth == 2:
                     numbers[table] = numbers.get(table, -1) + 1
-                    self.found.setdefault(table, line)
                 if table in numbers:
                     table += (numbers[table],)
-            self.found.setdefault(table, line)
+            self.mention(table)
 
 
 def locate(text: str) -> dict[Path, int]:

@@ -9,7 +9,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP    := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 EXT    := $(wildcard ext/*.pyx ext/*.pxd ext/*.h) setup.py
 
 .PHONY: run test lint bench clean

@@ -12,6 +12,7 @@ import dataclasses
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,7 +57,7 @@ def _compare(chosen: argparse.Namespace) -> int:
     from bench import compare, report
 
     options = compare.Options.quick() if chosen.quick else compare.Options()
-    changes: dict[str, object] = {
+    changes: dict[str, Any] = {
         name: getattr(chosen, name)
         for name in ("rounds", "drains", "seconds")
         if getattr(chosen, name) is not None

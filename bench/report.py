@@ -239,7 +239,9 @@ th:first-child, td:first-child {{ text-align: left }}
 """
 
 
-def _html_table(headings: list[str], rows: list[list[str]], classes: list[str] | None = None) -> str:
+def _html_table(
+    headings: list[str], rows: list[list[str]], classes: list[str] | None = None
+) -> str:
     head = "".join(f"<th>{html.escape(heading)}</th>" for heading in headings)
     body = ""
     for number, row in enumerate(rows):

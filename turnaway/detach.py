@@ -55,8 +55,9 @@ def detach() -> Lifeline:
     """
     try:
         reader, writer = os.pipe()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:  # None: closed by whoever started us
+                stream.flush()
         if os.fork() > 0:
             os.close(writer)
             _leave(reader)

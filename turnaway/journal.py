@@ -1,8 +1,8 @@
 """What the daemon writes down: messages of its own, and lines for connections.
 
 Owns: the way to syslog or stderr, and the words of every message.  Promises:
-nothing here ever waits for a log longer than a tenth of a second a tick, a log
-that is absent costs lines and nothing else, what is lost is counted and told
+nothing here ever waits for a log longer than a tenth of a second a tick for
+connection lines and a tenth a second for messages, a log that is absent costs lines and nothing else, what is lost is counted and told
 as soon as the log takes lines again, and no octet that a client sent appears.
 
 Messages begin with a fixed word: `started`, `stopped`, `totals`, `interval`,
@@ -10,6 +10,7 @@ Messages begin with a fixed word: `started`, `stopped`, `totals`, `interval`,
 """
 
 import os
+import select
 import socket
 import time
 
@@ -23,7 +24,14 @@ FACILITY = 2 << 3
 ERROR, WARNING, NOTICE, INFO = 3, 4, 5, 6
 
 BUSIEST = 5  # sources named in an interval line
+PATIENCE = 0.1  # seconds in which messages may wait for a full log, each second
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+def _writable(fd: int, seconds: float) -> bool:
+    poller = select.poll()
+    poller.register(fd, select.POLLOUT)
+    return any(event & select.POLLOUT for _, event in poller.poll(max(0.0, seconds * 1000)))
 
 
 class Syslog:
@@ -66,14 +74,21 @@ class Syslog:
             f" {self._tag[:40]}[{os.getpid()}]: "
         ).encode("ascii", "replace")
 
-    def write(self, line: bytes) -> bool:
+    def write(self, line: bytes, patience: float) -> bool:
         if self._socket is None:
             return False
         try:
-            self._socket.send(line)
-        except OSError as error:
-            if not isinstance(error, BlockingIOError):
-                self.hang_up()
+            try:
+                self._socket.send(line)
+            except BlockingIOError:
+                # The queue is short (unix(7), often 10): full is normal for a moment.
+                if not _writable(self._socket.fileno(), patience):
+                    return False
+                self._socket.send(line)
+        except BlockingIOError:
+            return False
+        except OSError:
+            self.hang_up()
             return False
         return True
 
@@ -98,9 +113,10 @@ class Stderr:
     def header(self, severity: int, moment: float) -> bytes:
         return f"{self._tag[:40]}[{os.getpid()}]: ".encode("ascii", "replace")
 
-    def write(self, line: bytes) -> bool:
+    def write(self, line: bytes, patience: float) -> bool:
         try:
-            return os.write(2, line + b"\n") > 0
+            # A pipe that nobody reads would hold up the tick, and signals with it.
+            return _writable(2, patience) and os.write(2, line + b"\n") > 0
         except OSError:
             return False
 
@@ -120,7 +136,7 @@ class Nowhere:
     def header(self, severity: int, moment: float) -> bytes:
         return b""
 
-    def write(self, line: bytes) -> bool:
+    def write(self, line: bytes, patience: float) -> bool:
         return True
 
 
@@ -142,7 +158,9 @@ class Journal:
             self._log = Nowhere()
         self._lost = 0  # lines, since the log last took one
         self._lost_ever = 0
-        self._second = 0  # of the cap
+        self._second = 0  # of the cap, and of the patience
+        self._patience = PATIENCE  # seconds of it left
+        self._unsampled = 0  # connections without a log since the last sample
         self._allowed = 0  # lines left in this second
         self._seen = 0  # connections since the last interval line
         self._lined = 0  # of them, with a line of their own
@@ -162,12 +180,17 @@ class Journal:
     def say(self, severity: int, text: str) -> None:
         """A message of our own, now."""
         self._log.revive()
-        if self._log.write(
-            self._log.header(severity, time.time()) + text.encode("ascii", "replace")
-        ):
+        if self._write(severity, text):
             self._told()
         else:
             self._lose(1)
+
+    def _write(self, severity: int, text: str) -> bool:
+        line = self._log.header(severity, time.time()) + text.encode("ascii", "replace")
+        began = time.monotonic()
+        taken = self._log.write(line, self._patience)
+        self._patience = max(0.0, self._patience - (time.monotonic() - began))
+        return taken
 
     def _lose(self, lines: int) -> None:
         self._lost += lines
@@ -177,8 +200,7 @@ class Journal:
         """The log took a line: tell what it missed before."""
         if self._lost:
             lost, self._lost = self._lost, 0
-            line = f"log: {lost} lines were lost while it was away or full"
-            if not self._log.write(self._log.header(WARNING, time.time()) + line.encode()):
+            if not self._write(WARNING, f"log: {lost} lines were lost while it was away or full"):
                 self._lost += lost
 
     def tick(self, now: float) -> None:
@@ -186,6 +208,7 @@ class Journal:
         self._log.revive()
         if int(now) != self._second:
             self._second = int(now)
+            self._patience = PATIENCE
             capped = self._settings.detail == "capped"
             self._allowed = self._settings.detail_number if capped else 1 << 62
         fd = self._log.fileno()
@@ -193,8 +216,11 @@ class Journal:
             fd, self._log.kind if fd >= 0 else "none", self._log.header(INFO, now), self._allowed
         )
         if fd < 0 and self._log.kind != "none" and self._settings.detail != "none":
-            # No log at all: what the cap would have let through is lost.
+            # No log at all: what the cap or the sample would have let through is lost.
             lost = min(seen, self._allowed)
+            if self._settings.detail == "sample":
+                self._unsampled += seen
+                lost, self._unsampled = divmod(self._unsampled, self._settings.detail_number)
         self._allowed -= sent + lost
         self._seen += seen
         self._lined += sent + lost
@@ -278,6 +304,7 @@ class Journal:
     def stopped(self, reason: str, clean: bool) -> None:
         totals = stats.of_all(self._board)
         seconds = time.monotonic() - self._began
+        self._patience = PATIENCE  # afresh: connection lines may just have filled the log
         self.say(
             NOTICE if clean else ERROR,
             f"stopped: {reason}{'' if clean else ', a loop did not end in time'}; totals:"

@@ -9,6 +9,8 @@ import errno
 import fcntl
 import os
 import socket
+import stat
+import time
 
 from turnaway.exits import (
     CANNOT_CREATE,
@@ -27,6 +29,7 @@ BACKLOG = 65535  # clamped by the kernel to net.core.somaxconn
 USER_TIMEOUT_MILLIS = 10_000  # tcp(7) TCP_USER_TIMEOUT
 LINGER2_SECONDS = 3  # tcp(7) TCP_LINGER2
 RECEIVE_OCTETS = 4096  # socket(7) SO_RCVBUF
+JANITOR_SECONDS = 0.3  # in which a janitor ends after its daemon
 
 
 class Pidfile:
@@ -37,7 +40,7 @@ class Pidfile:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.janitor = -1
+        self.janitor = self.janitor_pid = -1
         try:
             self.fd = self._lock()
         except OSError as error:
@@ -45,12 +48,31 @@ class Pidfile:
             raise Failure(CANNOT_CREATE, f"{what}; see --pidfile PATH|none") from None
 
     def _lock(self) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        patience = time.monotonic() + JANITOR_SECONDS
         while True:
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            fd = os.open(self.path, flags, 0o644)
+            # What is emptied now and removed later must be nothing but ours.
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise Failure(
+                    CANNOT_CREATE,
+                    f"{self.path}: not a regular file, so no pidfile; see --pidfile PATH|none",
+                )
+            held = os.pread(fd, 4096, 0).decode("ascii", "replace").strip()
+            if held and not (held.isdecimal() and len(held) < 10):
+                raise Failure(
+                    CANNOT_CREATE,
+                    f"{self.path}: holds something else than a pid; remove it if it is"
+                    " a pidfile, else see --pidfile PATH|none",
+                )
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                pid = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "not yet written"
+                if held and not _alive(int(held)) and time.monotonic() < patience:
+                    os.close(fd)  # its janitor is about to end
+                    time.sleep(0.005)
+                    continue
+                pid = held or "not yet written"
                 raise Failure(RUNNING, f"already running, pid {pid} ({self.path})") from None
             try:
                 same = os.path.samestat(os.fstat(fd), os.stat(self.path))
@@ -62,17 +84,26 @@ class Pidfile:
 
     def write(self, pid: int) -> None:
         """Called by the process that stays."""
-        os.ftruncate(self.fd, 0)
-        os.pwrite(self.fd, f"{pid}\n".encode("ascii"), 0)
+        try:
+            os.ftruncate(self.fd, 0)
+            os.pwrite(self.fd, f"{pid}\n".encode("ascii"), 0)
+        except OSError as error:  # such as a full disk
+            what = f"{self.path}: cannot write the pidfile: {error.strerror}"
+            raise Failure(CANNOT_CREATE, f"{what}; see --pidfile PATH|none") from None
 
     def leave_to_janitor(self) -> None:
         """Have the file removed although we shall not be root by then.
 
         A shell that does nothing but wait for one word or for our end; it keeps
         the lock until it has removed the file, so it cannot remove another's.
+        A supervisor that ends all our processes at once must not end it first.
         """
-        reader, self.janitor = os.pipe()
-        if os.fork() == 0:
+        try:
+            reader, self.janitor = os.pipe()
+            self.janitor_pid = os.fork()
+        except OSError as error:
+            raise Failure(OS_ERROR, f"cannot start the janitor: {error.strerror}") from None
+        if self.janitor_pid == 0:
             try:
                 os.setsid()
                 os.chdir("/")
@@ -81,7 +112,9 @@ class Pidfile:
                 os.dup2(null, 1)
                 os.dup2(null, 2)
                 os.set_inheritable(self.fd, True)
-                script = 'read -r word && [ "$word" = remove ] && rm -f -- "$1"'
+                script = (
+                    'trap "" HUP INT TERM; read -r word && [ "$word" = remove ] && rm -f -- "$1"'
+                )
                 os.execv("/bin/sh", ["sh", "-c", script, "turnaway-pidfile", self.path])
             finally:
                 os._exit(OS_ERROR)
@@ -94,11 +127,27 @@ class Pidfile:
                 os.write(self.janitor, b"remove\n")
             except BrokenPipeError:
                 pass  # killed by somebody; the file stays, and is stale
+            # Whoever sees us gone may start the next at once: free the lock first.
+            patience = time.monotonic() + JANITOR_SECONDS
+            while os.waitpid(self.janitor_pid, os.WNOHANG)[0] == 0:
+                if time.monotonic() > patience:
+                    break
+                time.sleep(0.002)
             return
         try:
             os.unlink(self.path)
         except OSError:
             pass
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def bind(listeners: tuple[Listener, ...], workers: int) -> list[list[socket.socket]]:

@@ -34,7 +34,7 @@ START_SECONDS = 10.0
 STOP_SECONDS = 5.0
 
 
-class NotReady(RuntimeError):
+class NotReady(RuntimeError):  # noqa: N818 - a state, not an error
     """A server that did not answer in time, or ended."""
 
 
@@ -123,7 +123,9 @@ class Running:
         deadline = time.monotonic() + START_SECONDS
         while True:
             if self.process.poll() is not None:
-                raise NotReady(f"{self.name} ended with {self.process.returncode}: {self.complaint()}")
+                raise NotReady(
+                    f"{self.name} ended with {self.process.returncode}: {self.complaint()}"
+                )
             try:
                 self.expect = Expect.learn(self.address, self.port)
             except (ConnectionError, TimeoutError):
@@ -398,8 +400,5 @@ ASYNCIO = Peer("asyncio", "start_server", _serve("asyncio"), lambda: "")
 PLAIN = Peer("plain", "accept4, send, close", _serve("plain"), _built("plain"))
 FLOOR = Peer("floor", "accept4, close", _serve("floor"), _built("floor"), silent=True)
 
-PEERS = {
-    peer.name: peer
-    for peer in (TURNAWAY, NGINX, NGINX_MULTI, HAPROXY, ASYNCIO, PLAIN, FLOOR)
-}
+PEERS = {peer.name: peer for peer in (TURNAWAY, NGINX, NGINX_MULTI, HAPROXY, ASYNCIO, PLAIN, FLOOR)}
 VARIANTS = {peer.name: peer for peer in (LOGGING, TWO)}

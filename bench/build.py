@@ -11,7 +11,12 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ("bench/blast.pyx", "bench/peers/plain.pyx", "bench/peers/floor.pyx")
+SOURCES = (
+    "bench/blast.pyx",
+    "bench/parts.pyx",
+    "bench/peers/plain.pyx",
+    "bench/peers/floor.pyx",
+)
 C_FLAGS = ["-O2", "-Wall", "-Werror", "-Wno-unreachable-code", "-Wno-unused-function"]
 
 
@@ -31,6 +36,9 @@ def build(*, force: bool = False) -> None:
             Extension(
                 source.removesuffix(".pyx").replace("/", "."),
                 [source],
+                # The daemon's own parts, for bench/parts.pyx.
+                include_dirs=["ext"],
+                depends=["ext/net.h"],
                 extra_compile_args=C_FLAGS,
             )
             for source in SOURCES
@@ -41,6 +49,7 @@ def build(*, force: bool = False) -> None:
             packages=[],
             ext_modules=cythonize(
                 extensions,
+                include_path=["ext"],
                 build_dir="build/bench",
                 force=force,
                 quiet=True,

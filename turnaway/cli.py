@@ -185,7 +185,10 @@ class _Reading:
                 arguments = _without_faulty(arguments, str(error))
                 continue
             for word in unknown:
-                self.wrong(f"{word}: unknown option; see {self.program} --help")
+                if word.startswith("-"):
+                    self.wrong(f"{word}: unknown option; see {self.program} --help")
+                else:  # after an unknown option argparse takes no more words
+                    options.words.append(word)
             return options
 
     def command(self) -> Command:

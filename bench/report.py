@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pygal
-from pygal.style import CleanStyle
+from pygal.style import Style
 from rich.console import Console
 from rich.table import Table
 
@@ -154,12 +154,36 @@ def print_run(run: Comparison, console: Console) -> None:
 
 # --- plots ---------------------------------------------------------------
 
+COLOURS = ("#1f5fa8", "#c2571a", "#3c8d40", "#8a4fa3", "#555555", "#a8324a", "#12888f", "#8c7000")
+# White, not transparent: the plots stand on dark pages as well.
+LOOK = Style(
+    background="white",
+    plot_background="white",
+    foreground="#222222",
+    foreground_strong="#000000",
+    foreground_subtle="#777777",
+    opacity="1",
+    guide_stroke_color="#dddddd",
+    major_guide_stroke_color="#bbbbbb",
+    colors=COLOURS,
+    value_colors=("#ffffff",) * len(COLOURS),
+    font_family="sans-serif",
+    value_font_family="sans-serif",
+    value_font_size=12,
+)
+
+
+def _plain(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}"
+
 
 def _bars(title: str, unit: str, rows: dict[str, list[float | None]], over: list[str]) -> str:
     chart = pygal.HorizontalBar(
-        style=CleanStyle, js=[], width=860, height=90 + 34 * len(over) * max(1, len(rows) // 2 + 1),
-        title=title, x_title=unit, print_values=True, print_values_position="top",
-        value_formatter=lambda value: "" if value is None else f"{value:,.2f}".rstrip("0").rstrip("."),
+        style=LOOK, js=[], width=860, height=90 + 34 * len(over) * max(1, len(rows) // 2 + 1),
+        title=title, x_title=unit, print_values=True, print_values_position="center",
+        value_formatter=_plain,
         range_min=0, disable_xml_declaration=True, explicit_size=True, legend_at_bottom=True,
         show_legend=len(rows) > 1,
     )  # fmt: skip
@@ -175,7 +199,7 @@ TAIL = (0, 10, 25, 50, 75, 90, 95, 99, 99.5, 99.9, 99.99)
 
 def _latency(run: Comparison, rate: int) -> str:
     chart = pygal.Line(
-        style=CleanStyle, js=[], width=860, height=420, logarithmic=True,
+        style=LOOK, js=[], width=860, height=420, logarithmic=True,
         title=f"Latency at {rate:,} a second, from the intended start",
         x_title="percentile", y_title="microseconds", disable_xml_declaration=True,
         explicit_size=True, dots_size=2, legend_at_bottom=True,

@@ -12,6 +12,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,14 @@ ONE = "192.0.2.25 mx.example.com"
 
 def settings(*words: str, program: str = PROGRAM) -> Settings:
     return cli.parse([program, *words]).settings
+
+
+def outcome(call: Callable[[], object]) -> object:
+    """What it returned, or the exception it ended with."""
+    try:
+        return call()
+    except (ValueError, Failure, SystemExit) as error:
+        return error
 
 
 def refused(*words: str, program: str = PROGRAM) -> Failure:
@@ -165,17 +174,16 @@ ANYTHING = st.text(st.characters(exclude_categories=()))
 @example("localhost:25")
 @example("\ud800")
 def test_place_of_any_text_is_right_or_one_clear_error(text: str) -> None:
-    try:
-        address, port = cli.parse_place(text)
-    except ValueError as error:
-        assert not isinstance(error, UnicodeError)
-        assert not _right(text)
-        assert "expected" in str(error)
-    else:
-        assert _right(text)
+    made = outcome(lambda: cli.parse_place(text))
+    assert _right(text) is isinstance(made, tuple)
+    if isinstance(made, tuple):
+        address, port = made
         assert 1 <= port <= 65535
         assert address.isascii()
         assert address.isprintable()
+    else:
+        assert not isinstance(made, UnicodeError)
+        assert "expected" in str(made)
 
 
 @given(NEARLY | ANYTHING)
@@ -213,13 +221,14 @@ def test_a_location_that_cannot_be_sent_is_told_once(text: str) -> None:
 
 @given(st.lists(NEARLY | ANYTHING | st.sampled_from(["-w", "--code", "--", "-p", "-ft", "--log="])))
 def test_no_words_at_all_make_a_traceback(words: list[str]) -> None:
-    try:
-        cli.parse([PROGRAM, *words])
-    except Failure as failure:
-        assert failure.status in (USAGE, DATA, NO_USER, NO_PERMISSION)
-        assert failure.reasons
-    except SystemExit as end:  # -h or -V among them
-        assert end.code == 0
+    made = outcome(lambda: cli.parse([PROGRAM, *words]))
+    if isinstance(made, Failure):
+        assert made.status in (USAGE, DATA, NO_USER, NO_PERMISSION)
+        assert made.reasons
+    elif isinstance(made, SystemExit):  # -h or -V among them
+        assert made.code == 0
+    else:
+        assert isinstance(made, cli.Command)
 
 
 def test_a_tab_separates_as_a_space_does() -> None:
@@ -528,7 +537,7 @@ def test_show_banner_prints_each_listener_and_nothing_else() -> None:
     assert ended.stdout.count(b"554-a ESMTP TurnAway v") == 1
     assert ended.stdout.count(b"554-b ESMTP TurnAway v") == 1
     assert ended.stdout.count(b"\r\n") == 12
-    assert [line.partition(b":25")[0] for line in ended.stderr.splitlines()][0] == b"192.0.2.1"
+    assert ended.stderr.startswith(b"192.0.2.1:25 a: ")
 
 
 @pytest.mark.parametrize(

@@ -132,15 +132,11 @@ class Namespace:
             return self.enter()
         return [*self.enter(), "unshare", "-U", "--map-user=65534", "--"]
 
-    def start(self, *argv: str, **popen: object) -> subprocess.Popen[str]:
+    def start(self, *argv: str) -> subprocess.Popen[str]:
         """A program in the namespace, with pipes for all that it says and hears."""
+        pipe = subprocess.PIPE
         return subprocess.Popen(
-            [*self.enter(), *argv],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            **popen,  # type: ignore[call-overload]
+            [*self.enter(), *argv], stdin=pipe, stdout=pipe, stderr=pipe, text=True
         )
 
     def run(
@@ -201,7 +197,7 @@ class Namespace:
 
     # Sockets inside, held by the test
 
-    def socket(
+    def open_socket(
         self, family: int, kind: int = socket.SOCK_STREAM, protocol: int = 0
     ) -> socket.socket:
         """A socket of this namespace, in the test's process."""
@@ -216,7 +212,7 @@ class Namespace:
 
     def connect(self, address: str, port: int, source: str = "") -> socket.socket:
         """A client here, connected; from the address `source` if one is named."""
-        made = self.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+        made = self.open_socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
         try:
             made.settimeout(SECONDS)
             if source:
@@ -229,7 +225,7 @@ class Namespace:
 
     def listen(self, address: str, port: int) -> socket.socket:
         """A listening socket here; an IPv6 one takes IPv6 only."""
-        made = self.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+        made = self.open_socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
         if made.family == socket.AF_INET6:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

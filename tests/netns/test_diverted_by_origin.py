@@ -25,7 +25,11 @@ NAME = "mx.example.com"
 
 @dataclass(frozen=True)
 class Family:
-    """The addresses of one family.  The MX is called by its second address."""
+    """The addresses of one family.
+
+    The MX has two, and is called by the one that a `redirect` would not have
+    named: that names the first IPv4 address, but the last IPv6 address.
+    """
 
     name: str  # the digit of its sets and counters
     called: str
@@ -45,7 +49,7 @@ FOUR = Family(
 )
 SIX = Family(
     name="6",
-    called="2001:db8:25::26",
+    called="2001:db8:25::25",
     listed="2001:db8:bad::66",
     unlisted="2001:db8:900d::10",
     origin="2001:db8:bad::/64",
@@ -255,8 +259,8 @@ def test_listed_client_is_told_why_and_delivers_nothing(mail: Mail, family: Fami
     assert raised.endswith("while the ACTUAL forger is still connected.  Closing connection.')")
     assert mail.letters() == []
     assert mail.mx.counted(f"refused{family.name}") == 1
-    # From the true client to the address it called, not the MX's first; the
-    # port is where the firewall sent it.
+    # From the true client to the address it called; the port is where the
+    # firewall sent it.
     from_ = rf"from=\[{re.escape(family.listed)}\]:40025"
     to = rf"to=\[{re.escape(family.called)}\]:2525"
     line = mail.daemon.syslog.wait_for("turned away ")

@@ -63,7 +63,7 @@ class Capture:
     """Everything TCP on `interface` of `where`, from the beginning of the block."""
 
     def __init__(self, where: Namespace, interface: str) -> None:
-        self._socket = where.socket(socket.AF_PACKET, socket.SOCK_DGRAM)
+        self._socket = where.open_socket(socket.AF_PACKET, socket.SOCK_DGRAM)
         with contextlib.suppress(PermissionError):
             self._socket.setsockopt(socket.SOL_SOCKET, 33, 1 << 22)  # SO_RCVBUFFORCE
         self._socket.bind((interface, _ALL))

@@ -95,7 +95,7 @@ class Pidfile:
         """Have the file removed although we shall not be root by then.
 
         A shell that does nothing but wait for one word or for our end; it keeps
-        the lock until it has removed the file, so it cannot remove another's.
+        the lock until it has removed the file, and looks whether it is still ours.
         A supervisor that ends all our processes at once must not end it first.
         """
         try:
@@ -113,9 +113,11 @@ class Pidfile:
                 os.dup2(null, 2)
                 os.set_inheritable(self.fd, True)
                 script = (
-                    'trap "" HUP INT TERM; read -r word && [ "$word" = remove ] && rm -f -- "$1"'
+                    'trap "" HUP INT TERM; read -r word && [ "$word" = remove ]'
+                    ' && read -r pid <"$1" && [ "$pid" = "$2" ] && rm -f -- "$1"'
                 )
-                os.execv("/bin/sh", ["sh", "-c", script, "turnaway-pidfile", self.path])
+                words = ["sh", "-c", script, "turnaway-pidfile", self.path, str(os.getppid())]
+                os.execv("/bin/sh", words)
             finally:
                 os._exit(OS_ERROR)
         os.close(reader)
@@ -129,13 +131,18 @@ class Pidfile:
                 pass  # killed by somebody; the file stays, and is stale
             # Whoever sees us gone may start the next at once: free the lock first.
             patience = time.monotonic() + JANITOR_SECONDS
-            while os.waitpid(self.janitor_pid, os.WNOHANG)[0] == 0:
-                if time.monotonic() > patience:
-                    break
-                time.sleep(0.002)
+            try:
+                while os.waitpid(self.janitor_pid, os.WNOHANG)[0] == 0:
+                    if time.monotonic() > patience:
+                        break
+                    time.sleep(0.002)
+            except ChildProcessError:
+                pass  # whoever started us ignores SIGCHLD: the kernel has waited for it
             return
         try:
-            os.unlink(self.path)
+            # Only ours: somebody may have removed it, and a successor made another.
+            if os.path.samestat(os.fstat(self.fd), os.stat(self.path)):
+                os.unlink(self.path)
         except OSError:
             pass
 

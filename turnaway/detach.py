@@ -72,6 +72,9 @@ def detach() -> Lifeline:
 
 
 def _leave(reader: int) -> NoReturn:
-    os.wait()
+    try:
+        os.wait()
+    except ChildProcessError:
+        pass  # whoever started us ignores SIGCHLD: the kernel has waited for it
     status = os.read(reader, 1)
     os._exit(status[0] if status else SOFTWARE)

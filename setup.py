@@ -81,6 +81,6 @@ if loop is None:
     raise SystemExit(f"setup.py: no loop for {sys.platform}: Turnaway runs on Linux")
 
 setup(
-    ext_modules=generate([extension(name) for name in ("board", "journal", loop)]),
+    ext_modules=generate([extension(name) for name in ("board", "journal", "readers", loop)]),
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if ABI3 else {},
 )

@@ -15,32 +15,49 @@ talkers it sees and can save from a RST.
 
 from libc cimport errno as e
 from libc.errno cimport errno
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 from posix.unistd cimport write
-from counters cimport EARLY, FAILED, RESET, SENT, SHORT, Counters
+from counters cimport (
+    ANSWERED_HTTP, ANSWERED_SOCKS, ANSWERED_TLS, EXPIRED, FAILED, GONE,
+    RESET, SENT, SHORT, Counters,
+)
 from listeners cimport Board, Detail, Facts, Listening, Worker
 from net cimport (
-    net_add64, net_discard, net_half_close, net_local, net_send_held,
+    net_add64, net_discard, net_half_close, net_local, net_send, net_send_held,
     net_unpack, sockaddr_storage,
 )
 from ring cimport (
-    OUTCOME_EARLY, OUTCOME_FAILED, OUTCOME_FULL, OUTCOME_RESET, OUTCOME_SENT,
-    OUTCOME_SHORT, RECORD_DETAILED, Outcome, Record, ring_claim, ring_commit,
+    OUTCOME_EARLY, OUTCOME_EXPIRED, OUTCOME_FAILED, OUTCOME_GONE,
+    OUTCOME_RESET, OUTCOME_SENT, OUTCOME_SHORT, RECORD_DETAILED, Outcome,
+    Record, ring_claim, ring_commit,
 )
-from slot cimport Slot, slot_current
+from slot cimport (
+    WORDS_PLAIN, WORDS_SOCKS5, WORDS_TLS, Slot, Words, slot_current,
+)
 
 cdef enum:
     # How much input one look throws away; a talker with more is parked anyway.
     DISCARD_OCTETS = 1 << 20
 
 
-cdef inline Outcome say(const Listening *listening, int fd) noexcept nogil:
-    """Send banner and FIN.  OUTCOME_SENT when the kernel took the banner whole."""
-    cdef const Slot *slot = slot_current(listening.banner)
-    cdef ssize_t said = net_send_held(fd, slot.octets, slot.length)
-    if said == <ssize_t>slot.length:
-        net_half_close(fd)
+cdef inline Outcome say(
+    const Listening *listening, Words words, bint head, bint fin, int fd
+) noexcept nogil:
+    """Send an answer (of HTTP perhaps the head only), and with `fin` the FIN too.
+
+    OUTCOME_SENT when the kernel took it whole.
+    """
+    cdef const Slot *slot = slot_current(&listening.answers[<int>words])
+    cdef size_t length = slot.head if head else slot.length
+    cdef ssize_t said
+    if fin:
+        said = net_send_held(fd, slot.octets, length)
+    else:
+        said = net_send(fd, slot.octets, length)
+    if said == <ssize_t>length:
+        if fin:
+            net_half_close(fd)
         return OUTCOME_SENT
     if said >= 0:
         return OUTCOME_SHORT
@@ -52,7 +69,7 @@ cdef inline Outcome say(const Listening *listening, int fd) noexcept nogil:
 cdef inline Outcome look(int fd, Outcome outcome) noexcept nogil:
     """Throw away what the client has sent by now; what became of the connection.
 
-    OUTCOME_EARLY: it had talked, and is worth parking until its EOF.
+    OUTCOME_EARLY: it had talked, and is worth draining until its EOF.
     """
     cdef ssize_t heard
     if outcome != OUTCOME_SENT:
@@ -65,18 +82,29 @@ cdef inline Outcome look(int fd, Outcome outcome) noexcept nogil:
     return OUTCOME_SENT
 
 
-cdef inline void count(Counters *counters, Outcome outcome) noexcept nogil:
-    if outcome == OUTCOME_SENT:
-        net_add64(&counters.count[<int>SENT], 1)
-    elif outcome == OUTCOME_EARLY or outcome == OUTCOME_FULL:
-        net_add64(&counters.count[<int>SENT], 1)
-        net_add64(&counters.count[<int>EARLY], 1)
-    elif outcome == OUTCOME_RESET:
+cdef inline void count(Counters *counters, Outcome outcome, Words words) noexcept nogil:
+    """Count what was said, and how it went."""
+    if outcome == OUTCOME_RESET:
         net_add64(&counters.count[<int>RESET], 1)
-    elif outcome == OUTCOME_SHORT:
+        return
+    if outcome == OUTCOME_SHORT:
         net_add64(&counters.count[<int>SHORT], 1)
-    else:
+        return
+    if outcome == OUTCOME_FAILED:
         net_add64(&counters.count[<int>FAILED], 1)
+        return
+    if outcome == OUTCOME_GONE:
+        net_add64(&counters.count[<int>GONE], 1)
+        return
+    net_add64(&counters.count[<int>SENT], 1)
+    if outcome == OUTCOME_EXPIRED:
+        net_add64(&counters.count[<int>EXPIRED], 1)
+    if words >= WORDS_SOCKS5:
+        net_add64(&counters.count[<int>ANSWERED_SOCKS], 1)
+    elif words == WORDS_TLS:
+        net_add64(&counters.count[<int>ANSWERED_TLS], 1)
+    elif words >= WORDS_PLAIN:
+        net_add64(&counters.count[<int>ANSWERED_HTTP], 1)
 
 
 cdef inline bint wants_detail(Board *board, Worker *worker, int64_t moment) noexcept nogil:
@@ -102,7 +130,7 @@ cdef inline bint wants_detail(Board *board, Worker *worker, int64_t moment) noex
 
 cdef inline void record(
     Board *board, Worker *worker, Listening *listening, int fd,
-    const sockaddr_storage *peer, int64_t moment, Outcome outcome,
+    const unsigned char *peer, uint16_t peer_port, int64_t moment, Outcome outcome, Words words,
 ) noexcept nogil:
     """Write the connection down, if anything reads the ring.
 
@@ -118,13 +146,15 @@ cdef inline void record(
     if line == NULL:
         return
     line.moment = moment
-    line.peer_port = net_unpack(peer, line.peer)
-    line.listener = <unsigned short>listening.index
-    line.outcome = <unsigned char>outcome
+    memcpy(line.peer, peer, 16)
+    line.peer_port = peer_port
+    line.listener = <uint16_t>listening.index
+    line.outcome = <uint8_t>outcome
+    line.words = <uint8_t>words
     line.flags = 0
     if wants_detail(board, worker, moment):
         line.flags = RECORD_DETAILED
-        line.local_port = <unsigned short>facts.port
+        line.local_port = <uint16_t>facts.port
         if not facts.wildcard:
             memcpy(line.local, facts.local, 16)
         elif net_local(fd, &local) == 0:

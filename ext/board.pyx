@@ -15,18 +15,22 @@ from libc.string cimport memcpy
 from counters cimport COUNTERS as COUNTER_COUNT
 from counters cimport Counters, Policy, counter_of_errno, policy_of
 from listeners cimport Board as Memory
-from listeners cimport Detail, Facts, Listening, Worker
+from listeners cimport Facts, Listening, Worker
 from net cimport net_load32, net_load64, net_store32
-from pool cimport Parked, pool_init
+from pool cimport QUEUES as QUEUE_COUNT
+from pool cimport Client, pool_init
 from ring cimport Record
-from slot cimport SLOT_OCTETS, Banner, slot_publish
+from slot cimport SLOT_OCTETS, Answer, slot_publish
+from slot cimport WORDS as WORDS_COUNT
 
-BANNER_OCTETS = SLOT_OCTETS
+ANSWER_OCTETS = SLOT_OCTETS
 
 # In the order of the enum in counters.pxd; a test holds the two together.
 COUNTERS = (
     "accepted", "sent", "short", "failed", "reset", "early", "parked",
-    "park_full", "park_expired", "rests",
+    "park_full", "drain_expired", "held", "held_stressed", "held_full",
+    "held_share", "gone", "expired", "commands_wrong", "quits",
+    "answered_http", "answered_tls", "answered_socks", "rests",
     "ECONNABORTED", "EINTR", "EPROTO", "EPERM", "ENETDOWN", "ENETUNREACH",
     "EHOSTDOWN", "EHOSTUNREACH", "ENONET", "ENOPROTOOPT", "EOPNOTSUPP",
     "ECONNRESET", "ETIMEDOUT", "EMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "other",
@@ -34,6 +38,21 @@ COUNTERS = (
 if len(COUNTERS) != COUNTER_COUNT:
     raise ImportError("the names and the enum of the counters differ in number")
 
+# What can be said; in the order of the enum in slot.pxd.
+WORDS = (
+    "banner", "wrong", "bye", "late", "plain", "html", "bad", "timeout",
+    "tls", "socks5", "socks4",
+)
+if len(WORDS) != WORDS_COUNT:
+    raise ImportError("the names and the enum of the words differ in number")
+
+# Time limits of held sockets; in the order of the enum in pool.pxd.
+QUEUES = ("park", "drain", "probe", "request", "quit")
+if len(QUEUES) != QUEUE_COUNT:
+    raise ImportError("the names and the enum of the queues differ in number")
+
+MANNERS = ("now", "drain", "quit", "reset", "ask")
+EXPECTED = ("any", "http", "tls", "socks")
 STATES = ("new", "running", "stopped", "broken")
 DETAILS = ("none", "capped", "sample", "all")
 
@@ -49,43 +68,56 @@ cdef class Board:
     """Memory for `workers` loops over `listeners` listeners.
 
     `records` is the size of each worker's ring (rounded up to a power of two,
-    1 .. 2**20), `parked` how many early talkers each worker may hold (0 ..
-    65536).  Raises ValueError outside these ranges, MemoryError.
+    1 .. 2**20), `held` how many sockets each worker may hold (0 .. 2**17),
+    `share` how many of them for one source (at least 1), `key` 64 random bits,
+    `limits` the time limits in microseconds, in the order of QUEUES.  Raises
+    ValueError outside these ranges, MemoryError.
     """
     cdef Memory memory
     cdef Record *records
     cdef readonly object capsule
 
-    def __cinit__(self, int workers, int listeners, int records=16384, int parked=1024):
+    def __cinit__(
+        self, int workers, int listeners, int records=16384, int held=2048, int share=64,
+        unsigned long long key=0, limits=(2_000_000, 5_000_000, 300_000, 10_000_000, 20_000_000),
+    ):
         cdef int32_t which, index
         cdef Worker *worker
         cdef Listening *listening
         cdef uint32_t ring = 1
+        cdef int32_t buckets = 1
         if not 1 <= workers <= 1024:
             raise ValueError(f"workers: expected 1..1024, got {workers}")
         if not 1 <= listeners <= 4096:
             raise ValueError(f"listeners: expected 1..4096, got {listeners}")
         if not 1 <= records <= 1 << 20:
             raise ValueError(f"records: expected 1..{1 << 20}, got {records}")
-        if not 0 <= parked <= 65536:
-            raise ValueError(f"parked: expected 0..65536, got {parked}")
+        if not 0 <= held <= 1 << 17:
+            raise ValueError(f"held: expected 0..{1 << 17}, got {held}")
+        if share < 1:
+            raise ValueError(f"share: expected at least 1, got {share}")
+        if len(limits) != len(QUEUES) or min(limits) < 1:
+            raise ValueError(f"limits: expected {len(QUEUES)} times above 0, got {limits!r}")
         while ring < <uint32_t>records:
             ring *= 2
+        while buckets < held:
+            buckets *= 2
         self.memory.workers = workers
         self.memory.listeners = listeners
         self.memory.bell = -1
         self.memory.worker = <Worker *>calloc(workers, sizeof(Worker))
         self.memory.facts = <Facts *>calloc(listeners, sizeof(Facts))
-        self.memory.banners = <Banner *>calloc(listeners, sizeof(Banner))
+        self.memory.answers = <Answer *>calloc(listeners * <int>WORDS_COUNT, sizeof(Answer))
         self.memory.counters = <Counters *>calloc(workers * listeners, sizeof(Counters))
         self.memory.listenings = <Listening *>calloc(workers * listeners, sizeof(Listening))
-        self.memory.places = <Parked *>calloc(workers * parked + 1, sizeof(Parked))
+        self.memory.places = <Client *>calloc(workers * held + 1, sizeof(Client))
+        self.memory.buckets = <int32_t *>calloc(workers * buckets, sizeof(int32_t))
         self.records = <Record *>calloc(workers * ring, sizeof(Record))
         if (
             self.memory.worker == NULL or self.memory.facts == NULL
-            or self.memory.banners == NULL or self.memory.counters == NULL
+            or self.memory.answers == NULL or self.memory.counters == NULL
             or self.memory.listenings == NULL or self.memory.places == NULL
-            or self.records == NULL
+            or self.memory.buckets == NULL or self.records == NULL
         ):
             raise MemoryError()
         for which in range(workers):
@@ -96,23 +128,29 @@ cdef class Board:
             worker.listening = &self.memory.listenings[which * listeners]
             worker.ring.records = &self.records[which * ring]
             worker.ring.mask = ring - 1
-            pool_init(&worker.pool, &self.memory.places[which * parked], parked)
+            pool_init(
+                &worker.pool, &self.memory.places[which * held], held,
+                &self.memory.buckets[which * buckets], buckets, share, key,
+            )
+            for index in range(len(QUEUES)):
+                worker.pool.fifos[index].micros = limits[index]
             for index in range(listeners):
                 listening = &worker.listening[index]
                 listening.fd = -1
                 listening.index = index
                 listening.facts = &self.memory.facts[index]
-                listening.banner = &self.memory.banners[index]
+                listening.answers = &self.memory.answers[index * <int>WORDS_COUNT]
                 listening.counters = &self.memory.counters[which * listeners + index]
         self.capsule = PyCapsule_New(&self.memory, b"turnaway.board", NULL)
 
     def __dealloc__(self):
         free(self.memory.worker)
         free(self.memory.facts)
-        free(self.memory.banners)
+        free(self.memory.answers)
         free(self.memory.counters)
         free(self.memory.listenings)
         free(self.memory.places)
+        free(self.memory.buckets)
         free(self.records)
 
     @property
@@ -146,6 +184,22 @@ cdef class Board:
         self.memory.facts[listener].port = port
         self.memory.facts[listener].wildcard = wildcard
 
+    def behave(
+        self, int listener, str manner, str expected, str blind, str lingers, bint resets
+    ):
+        """What happens to the connections of a listener.
+
+        `manner` is one of MANNERS, `expected` (of "ask") one of EXPECTED, `blind`
+        of WORDS (said at once, or to who cannot be held or stays silent), `lingers`
+        "park" or "drain"; with `resets` nobody is drained.
+        """
+        cdef Facts *facts = &self.memory.facts[self.check_listener(listener)]
+        facts.manner = MANNERS.index(manner)
+        facts.expected = EXPECTED.index(expected)
+        facts.blind = WORDS.index(blind)
+        facts.lingers = QUEUES.index(lingers)
+        facts.resets = resets
+
     def attach(self, int worker, int listener, int fd):
         """Give a worker its listening socket: bound, listening, non-blocking."""
         self.worker_at(worker).listening[self.check_listener(listener)].fd = fd
@@ -158,16 +212,21 @@ cdef class Board:
         """The non-blocking descriptor a loop writes to when its ring is half full."""
         self.memory.bell = fd
 
-    def publish(self, int listener, bytes banner):
-        """Make `banner` the answer of a listener from now on.
+    def publish(self, int listener, str words, bytes octets, int head=0):
+        """Make `octets` what a listener says for `words` (one of WORDS) from now on.
 
-        Raises ValueError when it is longer than BANNER_OCTETS.
+        `head` is the length of an HTTP answer without its body.  Raises
+        ValueError when it does not fit ANSWER_OCTETS.
         """
+        cdef int which = WORDS.index(words)
         self.check_listener(listener)
-        if not slot_publish(
-            &self.memory.banners[listener], <const char *>banner, len(banner)
+        if not 0 <= head <= len(octets) or not slot_publish(
+            &self.memory.answers[listener * <int>WORDS_COUNT + which],
+            <const char *>octets, len(octets), head,
         ):
-            raise ValueError(f"banner: at most {SLOT_OCTETS} octets, got {len(banner)}")
+            raise ValueError(
+                f"{words}: at most {SLOT_OCTETS} octets with a head within, got {len(octets)}, {head}"
+            )
 
     def log_connections(self, str mode, int number, bint recording):
         """Which connections become lines: one of DETAILS and its number.
@@ -185,7 +244,8 @@ cdef class Board:
             net_store32(&self.memory.worker[which].stop, 1)
 
     def states(self):
-        """[(state, errno, turns, resting listeners, parked sockets)], one a worker."""
+        """[(state, errno, turns, resting listeners, held sockets, stress, times of
+        stress)], one a worker."""
         cdef int32_t which
         states = []
         for which in range(self.memory.workers):
@@ -195,6 +255,8 @@ cdef class Board:
                 net_load64(&self.memory.worker[which].turns),
                 self.memory.worker[which].resting,
                 self.memory.worker[which].pool.used,
+                bool(self.memory.worker[which].pool.stress),
+                self.memory.worker[which].pool.stresses,
             ))
         return states
 

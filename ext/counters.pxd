@@ -17,14 +17,25 @@ from net cimport ENONET, EPROTO
 
 cdef enum Counter:
     ACCEPTED        # connections taken from the queue
-    SENT            # banner handed to the kernel whole
-    SHORT           # the kernel took only a part of the banner
+    SENT            # answers handed to the kernel whole
+    SHORT           # the kernel took only a part of the answer
     FAILED          # the kernel took none of it, and the client had not reset
     RESET           # the client had reset the connection
     EARLY           # talked before the greeting
     PARKED          # early talkers held until EOF or the time limit
     PARK_FULL       # early talkers closed at once, for want of room
-    PARK_EXPIRED    # parked sockets closed by the time limit
+    DRAIN_EXPIRED   # answered, and still open at the time limit
+    HELD            # held for another reason: their turn to speak, or `drain`
+    HELD_STRESSED   # not held: over the high-water mark
+    HELD_FULL       # not held: no place left
+    HELD_SHARE      # not held: their source has its share
+    GONE            # left before they were answered
+    EXPIRED         # did not finish their request, or the dialogue, in time
+    COMMANDS_WRONG  # 503 in the dialogue of `quit`
+    QUITS           # 221 in the dialogue of `quit`
+    ANSWERED_HTTP   # 403, 400 and 408
+    ANSWERED_TLS
+    ANSWERED_SOCKS
     RESTS           # times a listener was rested
     # accept errors: next
     ERR_ECONNABORTED

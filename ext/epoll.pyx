@@ -6,31 +6,42 @@ once `run` has let go of the GIL nothing here calls Python, allocates, or ends
 the loop but the board's stop flag.  Failures are counted by kind.
 
 The order of a turn: wait; take what each ready listener has, at most BATCH a
-listener; look at parked sockets that spoke or hung up; close those whose time
+listener; look at held clients that spoke or hung up; deal with those whose time
 is over; bring rested listeners back; and, while connections come fast, let
 them gather for at most a millisecond.
 """
 
 from cpython.pycapsule cimport PyCapsule_GetPointer
-from libc.errno cimport EAGAIN, EINTR, errno
+from libc.errno cimport EAGAIN, errno
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from posix.unistd cimport close, dup2, read
 
-from answer cimport DISCARD_OCTETS, count, look, record, say
+from answer cimport count, look, record, say
+from client cimport (
+    client_close, client_due, client_hold, client_readable,
+)
 from counters cimport (
-    ACCEPTED, PARK_EXPIRED, PARK_FULL, PARKED, Policy, policy_of_errno,
+    ACCEPTED, EARLY, HELD, PARK_FULL, PARKED, Policy, policy_of_errno,
 )
 from listeners cimport (
-    BATCH, PARK_MICROS, Batch, Board, Listening, State, Worker, listener_rise,
+    BATCH, EXPECTED_HTTP, MANNER_ASK, MANNER_DRAIN, MANNER_NOW, MANNER_QUIT,
+    MANNER_RESET, Batch, Board, Facts, Listening, State, Worker, listener_rise,
     listener_stumble,
 )
 from net cimport (
-    net_accept, net_add64, net_calendar, net_close_range, net_discard,
+    net_accept, net_add64, net_calendar, net_close_range, net_half_close,
     net_load32, net_name_thread, net_own_descriptors, net_sleep, net_steady,
-    net_store32,
+    net_store32, net_unpack,
 )
-from pool cimport NOBODY, pool_leave, pool_park
-from ring cimport OUTCOME_EARLY, OUTCOME_FULL, Outcome
+from pool cimport (
+    HELD_DRAINING, HELD_PROBING, HELD_QUITTING, HELD_READING, NOBODY,
+    QUEUE_DRAIN, QUEUE_PARK, QUEUE_PROBE, QUEUE_QUIT, QUEUE_REQUEST, Held,
+    Queue, pool_deadline, pool_due, pool_leave,
+)
+from ring cimport (
+    OUTCOME_EARLY, OUTCOME_FULL, OUTCOME_SENT, OUTCOME_WAITS, Outcome,
+)
+from slot cimport WORDS_BANNER, Words
 
 cdef extern from "<sys/epoll.h>" nogil:
     enum:
@@ -50,9 +61,6 @@ cdef extern from "<sys/epoll.h>" nogil:
 
 cdef enum:
     EVENTS = 64
-    # Reads of one parked socket per turn: a client that pours megabytes gets
-    # no more of a turn than a batch of others.
-    READS = 4
     # While connections come fast the loop lets them gather this long.
     GATHER_MICROS = 1000
     # Accepts after the order to stop, so that who is already in the queue is
@@ -63,7 +71,7 @@ cdef enum:
 # What an event's 64 bits of data mean: a kind and an index.
 cdef enum Kind:
     KIND_LISTENER
-    KIND_PARKED
+    KIND_CLIENT
     KIND_WAKE
 
 
@@ -79,29 +87,34 @@ cdef inline void unwatch(int poller, int fd) noexcept nogil:
     epoll_ctl(poller, EPOLL_CTL_DEL, fd, &unused)
 
 
-cdef inline Outcome park(
-    int poller, Worker *worker, Listening *listening, int fd, int64_t now
+cdef inline bint hold(
+    int poller, Worker *worker, Listening *listening, int fd, const unsigned char *peer,
+    unsigned short port, Held state, Queue queue, int64_t now,
 ) noexcept nogil:
-    """Hold an early talker's socket until EOF, if there is room for it.
+    """Keep a client for later; False when it cannot be, and the caller closes it."""
+    cdef int32_t place = client_hold(worker, listening, fd, peer, port, state, queue, now)
+    if place == NOBODY:
+        return False
+    if watch(poller, fd, Kind.KIND_CLIENT, place, EPOLLIN | EPOLLRDHUP) == 0:
+        return True
+    pool_leave(&worker.pool, place)
+    return False
 
-    OUTCOME_EARLY: parked.  OUTCOME_FULL: the caller closes it.
-    """
-    cdef int32_t place = pool_park(
-        &worker.pool, fd, listening.index, now + PARK_MICROS
-    )
-    if place != NOBODY:
-        if watch(poller, fd, Kind.KIND_PARKED, place, EPOLLIN | EPOLLRDHUP) == 0:
-            net_add64(&listening.counters.count[<int>PARKED], 1)
-            return OUTCOME_EARLY
-        pool_leave(&worker.pool, place)
-    net_add64(&listening.counters.count[<int>PARK_FULL], 1)
-    return OUTCOME_FULL
+
+cdef inline Outcome greet(const Listening *listening, int fd) noexcept nogil:
+    """What is said to a connection the moment it is accepted."""
+    cdef const Facts *facts = listening.facts
+    if facts.manner == MANNER_NOW or facts.manner == MANNER_DRAIN:
+        return say(listening, WORDS_BANNER, False, True, fd)
+    if facts.manner == MANNER_ASK:
+        return OUTCOME_WAITS
+    return say(listening, WORDS_BANNER, False, False, fd)
 
 
 cdef inline bint take(
     int poller, Worker *worker, Listening *listening, int64_t now, int *taken
 ) noexcept nogil:
-    """Accept up to a batch, and say the banner to each at once.
+    """Accept up to a batch, and greet each at once if it is to be greeted.
 
     True when the queue was found empty, or when the listener went to rest.
     """
@@ -113,7 +126,7 @@ cdef inline bint take(
         fd = net_accept(listening.fd, &batch.peer[taken[0]])
         if fd >= 0:
             batch.fd[taken[0]] = fd
-            batch.outcome[taken[0]] = <uint8_t>say(listening, fd)
+            batch.outcome[taken[0]] = <uint8_t>greet(listening, fd)
             taken[0] += 1
         elif errno == EAGAIN:
             return True
@@ -127,10 +140,63 @@ cdef inline bint take(
     return False
 
 
+cdef inline Outcome settle(
+    int poller, Worker *worker, Listening *listening, int fd, const unsigned char *peer,
+    unsigned short port, Outcome outcome, bint *held, int64_t now,
+) noexcept nogil:
+    """Hold a connection if it must be; what became of it, or OUTCOME_WAITS."""
+    cdef const Facts *facts = listening.facts
+    held[0] = False
+    if facts.manner == MANNER_RESET:
+        return outcome
+    if facts.manner == MANNER_ASK:
+        held[0] = hold(
+            poller, worker, listening, fd, peer, port,
+            HELD_READING if facts.expected == EXPECTED_HTTP else HELD_PROBING,
+            QUEUE_PROBE if facts.blind == WORDS_BANNER else QUEUE_REQUEST, now,
+        )
+        if held[0]:
+            net_add64(&listening.counters.count[<int>HELD], 1)
+            return OUTCOME_WAITS
+        outcome = say(listening, <Words>facts.blind, False, not facts.resets, fd)
+        outcome = look(fd, outcome)
+        return OUTCOME_FULL if outcome == OUTCOME_EARLY else outcome
+    if facts.manner == MANNER_QUIT:
+        if outcome == OUTCOME_SENT:
+            held[0] = hold(
+                poller, worker, listening, fd, peer, port, HELD_QUITTING, QUEUE_QUIT, now
+            )
+            if held[0]:
+                net_add64(&listening.counters.count[<int>HELD], 1)
+                return outcome
+            net_half_close(fd)
+    outcome = look(fd, outcome)
+    if outcome == OUTCOME_EARLY:
+        net_add64(&listening.counters.count[<int>EARLY], 1)
+    if facts.manner == MANNER_DRAIN and (outcome == OUTCOME_SENT or outcome == OUTCOME_EARLY):
+        held[0] = hold(
+            poller, worker, listening, fd, peer, port, HELD_DRAINING, QUEUE_DRAIN, now
+        )
+        if held[0]:
+            net_add64(&listening.counters.count[<int>HELD], 1)
+            return outcome
+    elif outcome == OUTCOME_EARLY:
+        held[0] = hold(
+            poller, worker, listening, fd, peer, port, HELD_DRAINING, QUEUE_PARK, now
+        )
+        if held[0]:
+            net_add64(&listening.counters.count[<int>PARKED], 1)
+            return outcome
+    if outcome == OUTCOME_EARLY:
+        net_add64(&listening.counters.count[<int>PARK_FULL], 1)
+        return OUTCOME_FULL
+    return outcome
+
+
 cdef inline void let_go(
     Board *board, int poller, Worker *worker, Listening *listening, int taken, int64_t now
 ) noexcept nogil:
-    """Look at each connection of the batch, write it down, and close or park it.
+    """Look at each connection of the batch, write it down, and close or hold it.
 
     Descriptors are given out lowest first, so those of a batch stand in a row,
     and in a table of our own nobody else's is among them: one call closes them.
@@ -138,17 +204,25 @@ cdef inline void let_go(
     cdef Batch *batch = &worker.batch
     cdef int64_t moment = net_calendar()
     cdef Outcome outcome
+    cdef unsigned char peer[16]
+    cdef unsigned short port
+    cdef bint held
     cdef int first = NOBODY
     cdef int last = NOBODY
     cdef int index, fd
     for index in range(taken):
         fd = batch.fd[index]
-        outcome = look(fd, <Outcome>batch.outcome[index])
-        if outcome == OUTCOME_EARLY:
-            outcome = park(poller, worker, listening, fd, now)
-        count(listening.counters, outcome)
-        record(board, worker, listening, fd, &batch.peer[index], moment, outcome)
-        if outcome == OUTCOME_EARLY:
+        port = net_unpack(&batch.peer[index], peer)
+        outcome = settle(
+            poller, worker, listening, fd, peer, port, <Outcome>batch.outcome[index], &held, now
+        )
+        if outcome != OUTCOME_WAITS:
+            count(listening.counters, outcome, <Words>listening.facts.blind)
+            record(
+                board, worker, listening, fd, peer, port, moment, outcome,
+                <Words>listening.facts.blind,
+            )
+        if held:
             continue
         if worker.own_table and first != NOBODY and fd == last + 1:
             last = fd
@@ -181,31 +255,12 @@ cdef inline bint serve(
     return emptied
 
 
-cdef inline void drain(Worker *worker, int32_t place) noexcept nogil:
-    """A parked socket spoke or hung up: throw it away, close at EOF."""
-    cdef int fd = worker.pool.places[place].fd
-    cdef ssize_t heard = 1
-    cdef int tries
-    if fd == NOBODY:
-        return
-    for tries in range(READS):
-        heard = net_discard(fd, DISCARD_OCTETS)
-        if heard <= 0:
-            break
-    if heard > 0 or (heard < 0 and (errno == EAGAIN or errno == EINTR)):
-        return
-    close(pool_leave(&worker.pool, place))
-
-
-cdef inline void expire(Worker *worker, int64_t now) noexcept nogil:
-    """Close every parked socket whose time is over."""
-    cdef int32_t place = worker.pool.oldest
-    cdef int32_t listener
-    while place != NOBODY and worker.pool.places[place].deadline <= now:
-        listener = worker.pool.places[place].listener
-        net_add64(&worker.listening[listener].counters.count[<int>PARK_EXPIRED], 1)
-        close(pool_leave(&worker.pool, place))
-        place = worker.pool.oldest
+cdef inline void expire(Board *board, Worker *worker, int64_t now) noexcept nogil:
+    """Deal with every held client whose time is over."""
+    cdef int32_t place = pool_due(&worker.pool, now)
+    while place != NOBODY:
+        client_due(board, worker, place, now)
+        place = pool_due(&worker.pool, now)
 
 
 cdef inline void rouse(int poller, Worker *worker, int64_t now) noexcept nogil:
@@ -220,18 +275,22 @@ cdef inline void rouse(int poller, Worker *worker, int64_t now) noexcept nogil:
                 listener_stumble(worker, listening, errno, now)
 
 
-cdef inline int patience(Worker *worker, int64_t now) noexcept nogil:
-    """Milliseconds until the next deadline, or -1 for none (epoll_wait(2))."""
-    cdef int64_t next = -1
+cdef inline int64_t deadline(const Worker *worker) noexcept nogil:
+    """When the loop must turn again by itself, on the steady clock, or -1."""
+    cdef int64_t next = pool_deadline(&worker.pool) if worker.pool.used > 0 else -1
     cdef int32_t index
-    if worker.pool.oldest != NOBODY:
-        next = worker.pool.places[worker.pool.oldest].deadline
     if worker.resting > 0:
         for index in range(worker.listeners):
             if worker.listening[index].resting and (
                 next < 0 or worker.listening[index].retry < next
             ):
                 next = worker.listening[index].retry
+    return next
+
+
+cdef inline int patience(const Worker *worker, int64_t now) noexcept nogil:
+    """Milliseconds until the next deadline, or -1 for none (epoll_wait(2))."""
+    cdef int64_t next = deadline(worker)
     if next < 0:
         return -1
     if next <= now:
@@ -251,8 +310,9 @@ cdef void farewell(Board *board, int poller, Worker *worker) noexcept nogil:
         while taken < LAST_ACCEPTS and net_steady() < until:
             if serve(board, poller, worker, listening, until, &taken):
                 break
-    while worker.pool.oldest != NOBODY:
-        close(pool_leave(&worker.pool, worker.pool.oldest))
+    for index in range(worker.pool.capacity):
+        if worker.pool.places[index].fd != NOBODY:
+            client_close(worker, index)
     close(poller)
 
 
@@ -260,7 +320,7 @@ cdef void turn_until_stopped(Board *board, int poller, Worker *worker) noexcept 
     cdef epoll_event events[EVENTS]
     cdef int64_t now = net_steady()
     cdef int64_t before
-    cdef int ready, which, taken
+    cdef int ready, which, taken, clients
     cdef int32_t index
     cdef uint64_t note
     cdef bint emptied
@@ -270,26 +330,29 @@ cdef void turn_until_stopped(Board *board, int poller, Worker *worker) noexcept 
         now = net_steady()
         net_add64(&worker.turns, 1)
         taken = 0
+        clients = 0
         emptied = True
         for which in range(ready):
             index = <int32_t><uint32_t>events[which].data.u64
             if (events[which].data.u64 >> 32) == <uint64_t>Kind.KIND_LISTENER:
                 if not serve(board, poller, worker, &worker.listening[index], now, &taken):
                     emptied = False
-            elif (events[which].data.u64 >> 32) == <uint64_t>Kind.KIND_PARKED:
-                drain(worker, index)
+            elif (events[which].data.u64 >> 32) == <uint64_t>Kind.KIND_CLIENT:
+                clients += 1
+                client_readable(board, worker, index, now)
             else:
                 read(worker.wake, &note, sizeof(note))
         if worker.pool.used > 0:
-            expire(worker, now)
+            expire(board, worker, now)
         if worker.resting > 0:
             rouse(poller, worker, now)
         # A wakeup costs more than a connection.  When this turn brought
         # several, or came within a millisecond of the last, let the next ones
-        # gather; but never while a deadline is running or a queue is waiting.
+        # gather; but not when a deadline or a held client needs the loop sooner.
         if (
-            emptied and worker.pool.used == 0 and worker.resting == 0
+            emptied and clients == 0
             and (taken > 1 or (taken == 1 and now - before < GATHER_MICROS))
+            and (deadline(worker) < 0 or deadline(worker) > now + GATHER_MICROS)
         ):
             net_sleep(GATHER_MICROS)
 

@@ -24,6 +24,7 @@ from net cimport (
 from ring cimport (
     RECORD_DETAILED, Record, Ring, ring_peek, ring_release, ring_waiting,
 )
+from slot cimport WORDS as WORDS_COUNT
 from tally cimport TALLY_SETS, TALLY_WAYS, Source, Tally, tally_add
 
 cdef enum:
@@ -132,7 +133,8 @@ cdef inline void say(Outlet *outlet, const Record *record, const Tail *tail) noe
 
 
 cdef class Reader:
-    """Reads the rings of `board`; `tails` are the listeners' words for a line.
+    """Reads the rings of `board`; `tails` are the end of a line, one for each
+    listener and, within it, for each of the board's WORDS.
 
     Raises ValueError for a tail longer than TAIL_OCTETS or a wrong number.
     """
@@ -146,14 +148,16 @@ cdef class Reader:
         cdef bytes words
         self.board = board
         self.memory = <Memory *>PyCapsule_GetPointer(board.capsule, b"turnaway.board")
-        self.tails = <Tail *>calloc(self.memory.listeners, sizeof(Tail))
+        self.tails = <Tail *>calloc(self.memory.listeners * <int>WORDS_COUNT, sizeof(Tail))
         self.tally = <Tally *>calloc(1, sizeof(Tally))
         self.outlet = <Outlet *>calloc(1, sizeof(Outlet))
         if self.tails == NULL or self.tally == NULL or self.outlet == NULL:
             raise MemoryError()
         self.tally.key = key
-        if len(tails) != self.memory.listeners:
-            raise ValueError(f"tails: expected {self.memory.listeners}, got {len(tails)}")
+        if len(tails) != self.memory.listeners * <int>WORDS_COUNT:
+            raise ValueError(
+                f"tails: expected {self.memory.listeners * <int>WORDS_COUNT}, got {len(tails)}"
+            )
         for index, words in enumerate(tails):
             if len(words) > TAIL_OCTETS:
                 raise ValueError(f"tail: at most {TAIL_OCTETS} octets, got {len(words)}")
@@ -202,7 +206,10 @@ cdef class Reader:
             tally_add(self.tally, record.peer)
             if record.flags & RECORD_DETAILED and allowed[0] > 0 and self.outlet.kind != 0:
                 allowed[0] -= 1
-                say(self.outlet, record, &self.tails[record.listener])
+                say(
+                    self.outlet, record,
+                    &self.tails[record.listener * <int>WORDS_COUNT + record.words],
+                )
             # Give room back as we go: a loop at full rate needs it.
             if kept == 256:
                 ring_release(ring, kept)

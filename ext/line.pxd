@@ -6,15 +6,17 @@ a client sent; v4-mapped addresses are written as IPv4; nothing is allocated.
 
     turned away from=[192.0.2.9]:51322 to=[198.51.100.2]:25 as=NAME persona=P code=N outcome=O
 
-What stands from ` as=` to `code=N` is the listener's tail, made by the shell.
+What stands from ` as=` to `code=N` is the listener's tail for what was said, made
+by the shell; where that was not SMTP it has ` proto=P` before the code.
 """
 
 from libc.stdint cimport uint32_t
-from libc.string cimport memcmp, memcpy, strlen
+from libc.string cimport memcpy, strlen
 from ring cimport (
-    OUTCOME_EARLY, OUTCOME_FAILED, OUTCOME_FULL, OUTCOME_RESET, OUTCOME_SENT,
-    Record,
+    OUTCOME_EARLY, OUTCOME_EXPIRED, OUTCOME_FAILED, OUTCOME_FULL, OUTCOME_GONE,
+    OUTCOME_RESET, OUTCOME_SENT, Record,
 )
+from source cimport source_is_ipv4
 
 cdef extern from "<arpa/inet.h>" nogil:
     enum:
@@ -55,7 +57,7 @@ cdef inline char *put_address(char *at, const unsigned char *address) noexcept n
     Needs room for INET6_ADDRSTRLEN octets.
     """
     cdef int index
-    if memcmp(address, b"\0\0\0\0\0\0\0\0\0\0\xff\xff", 12) == 0:
+    if source_is_ipv4(address):
         for index in range(12, 16):
             at = put_number(at, address[index])
             at[0] = c"."
@@ -91,4 +93,8 @@ cdef inline char *put_record(
         return put(at, b" outcome=reset", 14)
     elif record.outcome == OUTCOME_FAILED:
         return put(at, b" outcome=failed", 15)
+    elif record.outcome == OUTCOME_EXPIRED:
+        return put(at, b" outcome=expired", 16)
+    elif record.outcome == OUTCOME_GONE:
+        return put(at, b" outcome=gone", 13)
     return put(at, b" outcome=short", 14)

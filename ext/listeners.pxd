@@ -11,21 +11,21 @@ from counters cimport (
     ERR_EINTR, RESTS, Counter, Counters, Policy, counter_of_errno, policy_of,
 )
 from net cimport net_add64, sockaddr_storage
-from pool cimport Parked, Pool
+from pool cimport Client, Pool
 from ring cimport Ring
-from slot cimport Banner
+from slot cimport Answer
 
 cdef enum:
     # A rested listener is tried again after this long: soon enough that the
     # kernel's queue survives it, seldom enough to cost nothing.
     REST_MICROS = 500_000
-    # An early talker is drained for this long at the most.
-    PARK_MICROS = 2_000_000
 
     # Accepts per listener and turn: long enough that the wakeup is paid for,
     # short enough that the first of a batch does not wait for its close, nor a
     # second listener for its turn, much longer than a millisecond.
     BATCH = 128
+    # One read of a held client, or one burst of replies to it.
+    SCRATCH_OCTETS = 4096
 
 cdef enum Detail:
     DETAIL_NONE     # no connection lines
@@ -39,11 +39,32 @@ cdef enum State:
     STATE_STOPPED
     STATE_BROKEN    # could not start; `error` says why
 
+# What happens to a connection after accept.  The shell has the names in the
+# same order.
+cdef enum Manner:
+    MANNER_NOW      # say, look, close; park who talked
+    MANNER_DRAIN    # say, then drain everybody
+    MANNER_QUIT     # greet, then the dialogue until QUIT
+    MANNER_RESET    # say and close: SO_LINGER on the listener makes it a reset
+    MANNER_ASK      # let the client speak first
+
+# Of MANNER_ASK: what is expected.
+cdef enum Expected:
+    EXPECTED_ANY    # auto: recognise it, or greet who stays silent
+    EXPECTED_HTTP
+    EXPECTED_TLS
+    EXPECTED_SOCKS
+
 cdef struct Facts:
     # What every worker knows of a listener.  Written by the shell before start.
     unsigned char local[16]
     uint32_t port
     bint wildcard       # bound to all addresses: the called one must be asked
+    uint32_t manner     # enum Manner
+    uint32_t expected   # enum Expected
+    uint32_t blind      # enum Words: said to who cannot be held, or stays silent
+    uint32_t lingers    # enum Queue: how long who talked is drained
+    bint resets         # nobody is drained: the close is a reset
 
 cdef struct Listening:
     # One listener of one worker.
@@ -52,7 +73,7 @@ cdef struct Listening:
     bint resting
     int64_t retry       # steady clock; when to come back from resting
     const Facts *facts
-    const Banner *banner
+    const Answer *answers   # [WORDS]
     Counters *counters
 
 cdef struct Batch:
@@ -77,6 +98,7 @@ cdef struct Worker:
     Ring ring
     Pool pool
     Batch batch
+    unsigned char scratch[SCRATCH_OCTETS]
     char apart[64]
 
 cdef struct Board:
@@ -88,10 +110,11 @@ cdef struct Board:
     uint32_t detail_number
     Worker *worker
     Facts *facts
-    Banner *banners
+    Answer *answers         # [listeners * WORDS]
     Counters *counters
     Listening *listenings
-    Parked *places
+    Client *places
+    int32_t *buckets
 
 
 cdef inline Policy listener_stumble(

@@ -84,6 +84,18 @@ static inline ssize_t net_send_held(int fd, const char *octets, size_t length)
 #endif
 }
 
+/* Hand over what shall leave at once. */
+static inline ssize_t net_send(int fd, const char *octets, size_t length)
+{
+    return send(fd, octets, length, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+/* What the client has sent, at most `most` octets of it; returns as recv(2). */
+static inline ssize_t net_read(int fd, unsigned char *octets, size_t most)
+{
+    return recv(fd, octets, most, MSG_DONTWAIT);
+}
+
 /*
  * Throw away what the client has sent, at most `most` octets of it: > 0 it
  * talked, 0 it sent its FIN, -1 with EAGAIN it is silent.  With MSG_TRUNC

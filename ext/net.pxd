@@ -17,6 +17,8 @@ cdef extern from "net.h" nogil:
 
     int net_accept(int listener, sockaddr_storage *peer)
     ssize_t net_send_held(int fd, const char *octets, size_t length)
+    ssize_t net_send(int fd, const char *octets, size_t length)
+    ssize_t net_read(int fd, unsigned char *octets, size_t most)
     ssize_t net_discard(int fd, size_t most)
     int net_half_close(int fd)
     int net_local(int fd, sockaddr_storage *local)

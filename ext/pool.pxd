@@ -1,82 +1,236 @@
-"""Parked sockets: a fixed pool, and one FIFO since they all wait equally long.
+"""Held sockets: a fixed pool, a FIFO for each time limit, a count per source.
 
-Owns: the descriptors of early talkers between the answer and their EOF.
-Promises: never more than the pool was made for, no allocation, every
-operation takes the same few steps; the head of the FIFO is always the next
-to expire, so there is no heap and one deadline to look at.
+Owns: every descriptor that outlives its turn, from hold to close, with the
+little that is known of its client.  Promises: never more than the pool was
+made for, nor more of one source than its share; no allocation; hold, move and
+leave take the same few steps however many are held (counting a source walks
+its own sockets, which are bounded).  Sockets in one FIFO wait equally long, so
+its head is always the next to expire: no heap.
 """
 
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t
+from http cimport Http
+from probe cimport PROBE_OCTETS
+from quit cimport Dialogue
+from source cimport source_bucket, source_same
 
 cdef enum:
     NOBODY = -1
 
-cdef struct Parked:
+# One FIFO a time limit.
+cdef enum Queue:
+    QUEUE_PARK          # an early talker, drained after the answer
+    QUEUE_DRAIN         # `drain`: anybody, drained after the answer
+    QUEUE_PROBE         # `auto`: silent so far
+    QUEUE_REQUEST       # a client that must speak first, or finish its request
+    QUEUE_QUIT          # `quit`: the dialogue
+    QUEUES
+
+cdef enum Held:
+    HELD_DRAINING       # answered and half-closed: input is thrown away
+    HELD_PROBING        # not answered: its first octets decide how
+    HELD_READING        # not answered: an HTTP request is being read
+    HELD_QUITTING       # greeted: commands are answered until QUIT
+
+cdef enum Refusal:
+    HELD_FINE
+    HELD_STRESS         # over the high-water mark, and not yet below the low
+    HELD_TOTAL          # no place left
+    HELD_SOURCE         # this source has its share
+
+cdef struct Client:
     int fd
     int32_t listener
-    int32_t older       # neighbours in the FIFO, or the next free one
+    int32_t older       # neighbours in the FIFO; `older` links the free ones
     int32_t newer
+    int32_t before      # neighbours in the chain of the source's bucket
+    int32_t after
+    int32_t bucket
+    uint8_t queue
+    uint8_t state
+    uint8_t first_length
+    uint8_t spare
     int64_t deadline    # microseconds of the steady clock
+    unsigned char peer[16]
+    uint16_t peer_port
+    unsigned char first[PROBE_OCTETS]
+    Http http
+    Dialogue dialogue
 
-cdef struct Pool:
-    Parked *places
-    int32_t capacity
-    int32_t used
-    int32_t free
+cdef struct Fifo:
     int32_t oldest
     int32_t newest
+    int64_t micros      # how long its sockets wait
+
+cdef struct Pool:
+    Client *places
+    int32_t *buckets
+    int32_t capacity
+    int32_t bucket_mask
+    int32_t high        # above: stress begins
+    int32_t low         # at or below: it ends
+    int32_t share       # of one source
+    int32_t used
+    int32_t free
+    bint stress
+    uint64_t stresses   # times that stress began
+    uint64_t key
+    Fifo fifos[QUEUES]
 
 
-cdef inline void pool_init(Pool *pool, Parked *places, int32_t capacity) noexcept nogil:
-    cdef int32_t place
-    pool.places = places
-    pool.capacity = capacity
-    pool.used = 0
-    pool.oldest = pool.newest = NOBODY
-    pool.free = 0 if capacity > 0 else NOBODY
-    for place in range(capacity):
-        places[place].fd = NOBODY
-        places[place].older = place + 1 if place + 1 < capacity else NOBODY
-
-
-cdef inline int32_t pool_park(
-    Pool *pool, int fd, int32_t listener, int64_t deadline
+cdef inline void pool_init(
+    Pool *pool, Client *places, int32_t capacity, int32_t *buckets, int32_t bucket_count,
+    int32_t share, uint64_t key,
 ) noexcept nogil:
-    """The place taken, or NOBODY when the pool is full."""
-    cdef int32_t place = pool.free
-    cdef Parked *parked
-    if place == NOBODY:
-        return NOBODY
-    parked = &pool.places[place]
-    pool.free = parked.older
-    parked.fd = fd
-    parked.listener = listener
-    parked.deadline = deadline
-    parked.older = pool.newest
-    parked.newer = NOBODY
-    if pool.newest != NOBODY:
-        pool.places[pool.newest].newer = place
+    """`bucket_count` is a power of two."""
+    cdef int32_t index
+    pool.places = places
+    pool.buckets = buckets
+    pool.capacity = capacity
+    pool.bucket_mask = bucket_count - 1
+    pool.high = capacity - capacity // 8
+    pool.low = capacity // 2
+    pool.share = share
+    pool.used = 0
+    pool.stress = False
+    pool.stresses = 0
+    pool.key = key
+    pool.free = 0 if capacity > 0 else NOBODY
+    for index in range(capacity):
+        places[index].fd = NOBODY
+        places[index].older = index + 1 if index + 1 < capacity else NOBODY
+    for index in range(bucket_count):
+        buckets[index] = NOBODY
+    for index in range(<int>QUEUES):
+        pool.fifos[index].oldest = pool.fifos[index].newest = NOBODY
+
+
+cdef inline void fifo_append(Pool *pool, int32_t place, Queue queue, int64_t now) noexcept nogil:
+    cdef Client *client = &pool.places[place]
+    cdef Fifo *fifo = &pool.fifos[<int>queue]
+    client.queue = <uint8_t>queue
+    client.deadline = now + fifo.micros
+    client.older = fifo.newest
+    client.newer = NOBODY
+    if fifo.newest != NOBODY:
+        pool.places[fifo.newest].newer = place
     else:
-        pool.oldest = place
-    pool.newest = place
+        fifo.oldest = place
+    fifo.newest = place
+
+
+cdef inline void fifo_remove(Pool *pool, int32_t place) noexcept nogil:
+    cdef Client *client = &pool.places[place]
+    cdef Fifo *fifo = &pool.fifos[client.queue]
+    if client.older != NOBODY:
+        pool.places[client.older].newer = client.newer
+    else:
+        fifo.oldest = client.newer
+    if client.newer != NOBODY:
+        pool.places[client.newer].older = client.older
+    else:
+        fifo.newest = client.older
+
+
+cdef inline bint pool_has_share(const Pool *pool, int32_t bucket, const unsigned char *peer) noexcept nogil:
+    """Whether one more socket of this source is within its share."""
+    cdef int32_t place = pool.buckets[bucket]
+    cdef int32_t count = 0
+    while place != NOBODY:
+        if source_same(pool.places[place].peer, peer):
+            count += 1
+            if count >= pool.share:
+                return False
+        place = pool.places[place].after
+    return True
+
+
+cdef inline Refusal pool_hold(
+    Pool *pool, int fd, int32_t listener, const unsigned char *peer, uint16_t peer_port,
+    Held state, Queue queue, int64_t now, int32_t *place,
+) noexcept nogil:
+    """Take a place for a socket, or say why there is none."""
+    cdef int32_t bucket
+    cdef int32_t index
+    cdef Client *client
+    if pool.stress:
+        return HELD_STRESS
+    if pool.free == NOBODY:
+        return HELD_TOTAL
+    bucket = <int32_t>(source_bucket(peer, pool.key) & <uint64_t>pool.bucket_mask)
+    if not pool_has_share(pool, bucket, peer):
+        return HELD_SOURCE
+    place[0] = pool.free
+    client = &pool.places[place[0]]
+    pool.free = client.older
+    client.fd = fd
+    client.listener = listener
+    client.state = <uint8_t>state
+    client.first_length = 0
+    client.peer_port = peer_port
+    for index in range(16):
+        client.peer[index] = peer[index]
+    client.bucket = bucket
+    client.before = NOBODY
+    client.after = pool.buckets[bucket]
+    if client.after != NOBODY:
+        pool.places[client.after].before = place[0]
+    pool.buckets[bucket] = place[0]
+    fifo_append(pool, place[0], queue, now)
     pool.used += 1
-    return place
+    if pool.used > pool.high:
+        pool.stress = True
+        pool.stresses += 1
+    return HELD_FINE
+
+
+cdef inline void pool_move(
+    Pool *pool, int32_t place, Held state, Queue queue, int64_t now
+) noexcept nogil:
+    """The same socket in another state, with another time limit from now on."""
+    pool.places[place].state = <uint8_t>state
+    fifo_remove(pool, place)
+    fifo_append(pool, place, queue, now)
 
 
 cdef inline int pool_leave(Pool *pool, int32_t place) noexcept nogil:
-    """Give the place back; returns the descriptor that was parked there."""
-    cdef Parked *parked = &pool.places[place]
-    cdef int fd = parked.fd
-    if parked.older != NOBODY:
-        pool.places[parked.older].newer = parked.newer
+    """Give the place back; returns the descriptor that was held there."""
+    cdef Client *client = &pool.places[place]
+    cdef int fd = client.fd
+    fifo_remove(pool, place)
+    if client.before != NOBODY:
+        pool.places[client.before].after = client.after
     else:
-        pool.oldest = parked.newer
-    if parked.newer != NOBODY:
-        pool.places[parked.newer].older = parked.older
-    else:
-        pool.newest = parked.older
-    parked.fd = NOBODY
-    parked.older = pool.free
+        pool.buckets[client.bucket] = client.after
+    if client.after != NOBODY:
+        pool.places[client.after].before = client.before
+    client.fd = NOBODY
+    client.older = pool.free
     pool.free = place
     pool.used -= 1
+    if pool.stress and pool.used <= pool.low:
+        pool.stress = False
     return fd
+
+
+cdef inline int32_t pool_due(const Pool *pool, int64_t now) noexcept nogil:
+    """A place whose time is over, or NOBODY."""
+    cdef int index
+    cdef int32_t oldest
+    for index in range(<int>QUEUES):
+        oldest = pool.fifos[index].oldest
+        if oldest != NOBODY and pool.places[oldest].deadline <= now:
+            return oldest
+    return NOBODY
+
+
+cdef inline int64_t pool_deadline(const Pool *pool) noexcept nogil:
+    """The next deadline on the steady clock, or -1."""
+    cdef int64_t next = -1
+    cdef int index
+    cdef int32_t oldest
+    for index in range(<int>QUEUES):
+        oldest = pool.fifos[index].oldest
+        if oldest != NOBODY and (next < 0 or pool.places[oldest].deadline < next):
+            next = pool.places[oldest].deadline
+    return next

@@ -9,13 +9,16 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from net cimport net_add64, net_load32, net_store32
 
 cdef enum Outcome:
-    OUTCOME_SENT    # banner handed over whole to a silent client
-    OUTCOME_EARLY   # talked first; banner handed over whole, then drained
-    OUTCOME_FULL    # talked first; closed at once, for the park was full
+    OUTCOME_SENT    # answer handed over whole
+    OUTCOME_EARLY   # talked first; answer handed over whole, then drained
+    OUTCOME_FULL    # not held though it should be, for there was no room
     OUTCOME_RESET   # the client had reset the connection
-    OUTCOME_SHORT   # the kernel took a part of the banner only
+    OUTCOME_SHORT   # the kernel took a part of the answer only
     OUTCOME_FAILED  # the kernel took none of it
+    OUTCOME_EXPIRED # was answered when its time to speak was over
+    OUTCOME_GONE    # left before it was answered
     OUTCOMES
+    OUTCOME_WAITS   # not over yet: never in a record
 
 cdef enum:
     RECORD_DETAILED = 1  # `local` and `local_port` are filled; wants a line
@@ -29,6 +32,7 @@ cdef struct Record:
     uint16_t listener
     uint8_t outcome
     uint8_t flags
+    uint8_t words           # enum Words: what was said
 
 cdef struct Ring:
     Record *records

@@ -1,10 +1,10 @@
-"""The banner of this second, published by index and read without a lock.
+"""The answers of this second, published by index and read without a lock.
 
-Owns: eight slots for one listener's banner.  The shell renders into the slot
-after the current one and then moves the index; every loop reads the index and
-sends from that slot.  Promises: a reader never sees half a banner, because a
-slot comes round again only after seven more renewals (seven seconds), and one
-send lasts microseconds.
+Owns: eight slots for each answer of a listener.  The shell renders into the
+slot after the current one and then moves the index; every loop reads the index
+and sends from that slot.  Promises: a reader never sees half an answer,
+because a slot comes round again only after seven more renewals (seven
+seconds), and one send lasts microseconds.
 """
 
 from libc.stdint cimport uint32_t
@@ -13,32 +13,49 @@ from net cimport net_load32, net_store32
 
 cdef enum:
     SLOTS = 8
-    SLOT_OCTETS = 1000  # the longest banner: longer ones are cut by dma(8)
+    SLOT_OCTETS = 4088
+
+# What can be said to a client.  The shell has the names in the same order.
+cdef enum Words:
+    WORDS_BANNER        # the greeting of SMTP, or the line of a text protocol
+    WORDS_WRONG         # 503, to a command that is not QUIT
+    WORDS_BYE           # 221, to QUIT
+    WORDS_LATE          # 421, at the time limit of the dialogue
+    WORDS_PLAIN         # HTTP 403, plain text
+    WORDS_HTML          # HTTP 403, a page
+    WORDS_BAD           # HTTP 400
+    WORDS_TIMEOUT       # HTTP 408
+    WORDS_TLS           # the alert
+    WORDS_SOCKS5
+    WORDS_SOCKS4
+    WORDS
 
 cdef struct Slot:
     uint32_t length
+    uint32_t head       # octets up to the body of an HTTP answer, for HEAD
     char octets[SLOT_OCTETS]
 
-cdef struct Banner:
+cdef struct Answer:
     uint32_t current
     Slot slots[SLOTS]
 
 
-cdef inline const Slot *slot_current(const Banner *banner) noexcept nogil:
-    return &banner.slots[net_load32(&banner.current)]
+cdef inline const Slot *slot_current(const Answer *answer) noexcept nogil:
+    return &answer.slots[net_load32(&answer.current)]
 
 
 cdef inline bint slot_publish(
-    Banner *banner, const char *octets, size_t length
+    Answer *answer, const char *octets, size_t length, size_t head
 ) noexcept nogil:
-    """Make `octets` the banner from now on.  One thread only may publish.
+    """Make `octets` the answer from now on.  One thread only may publish.
 
     False, and nothing changed, when they do not fit a slot.
     """
-    cdef uint32_t following = (banner.current + 1) % SLOTS
-    if length > SLOT_OCTETS:
+    cdef uint32_t following = (answer.current + 1) % SLOTS
+    if length > SLOT_OCTETS or head > length:
         return False
-    memcpy(banner.slots[following].octets, octets, length)
-    banner.slots[following].length = <uint32_t>length
-    net_store32(&banner.current, following)
+    memcpy(answer.slots[following].octets, octets, length)
+    answer.slots[following].length = <uint32_t>length
+    answer.slots[following].head = <uint32_t>head
+    net_store32(&answer.current, following)
     return True

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from turnaway import banner, cli, daemon
+from turnaway import answers, cli, daemon
 from turnaway.exits import Failure
 
 
@@ -21,7 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = command.settings
         if command.show_banner:
             for listener in settings.listeners:
-                octets = banner.render(listener, banner.date_text(time.time()))
+                how = answers.behaviour(listener)
+                octets, _ = answers.render(listener, time.time())[how.blind]
                 print(
                     f"{listener.place} {listener.name}: {len(octets)} octets",
                     file=sys.stderr,
@@ -32,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if command.check:
             listeners = ", ".join(f"{one.place} {one.name}" for one in settings.listeners)
+            for listener in settings.listeners:
+                for said in answers.warnings(listener):
+                    print(f"{settings.program}: warning: {said}", file=sys.stderr)
             print(f"{settings.program}: all is well: {listeners}")
             return 0
         return daemon.run(settings)

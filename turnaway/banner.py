@@ -23,7 +23,7 @@ _ZONE = re.compile(r"[A-Za-z0-9+-]{1,8}")
 _FIELD = re.compile(r"\{([^{}]*)\}")
 _FIELDS = ("name", "version", "date", "location")
 # As long as a date can be: every banner must fit at any moment.
-_LONGEST_DATE = "Mon, 01 Sep 2003 07:30:17 -0600 (ABCDEFGH)"
+LONGEST_DATE = "Mon, 01 Sep 2003 07:30:17 -0600 (ABCDEFGH)"
 
 
 def date_text(moment: float) -> str:
@@ -44,7 +44,8 @@ def date_text(moment: float) -> str:
     return f"{text} ({local.tm_zone})" if _ZONE.fullmatch(local.tm_zone) else text
 
 
-def _fill(text: str, listener: Listener, date: str) -> str:
+def fill(text: str, listener: Listener, date: str) -> str:
+    """A persona's text with its fields filled in."""
     values = {
         "name": listener.name,
         "version": VERSION,
@@ -65,36 +66,59 @@ def render(listener: Listener, date: str) -> bytes:
     lines = listener.lines
     last = len(lines) - 1
     return "".join(
-        f"{listener.code}{' ' if number == last else '-'}{_fill(line.text, listener, date)}\r\n"
+        f"{listener.code}{' ' if number == last else '-'}{fill(line.text, listener, date)}\r\n"
         for number, line in enumerate(lines)
     ).encode("ascii")
+
+
+def dialogue(listener: Listener) -> dict[str, bytes]:
+    """The replies of close policy `quit` (RFC 5321 3.1, 4.2.2)."""
+    name = listener.name
+    return {
+        "wrong": f"503 {name} Bad sequence of commands; you are refused, see the greeting\r\n".encode(),
+        "bye": f"221 {name} Closing connection\r\n".encode(),
+        "late": f"421 {name} Timeout; closing connection\r\n".encode(),
+    }
+
+
+def refusal(listener: Listener, date: str) -> bytes:
+    """The one line of protocol `text`."""
+    assert listener.refusal is not None  # mistakes() has told otherwise
+    return (fill(listener.refusal.line.text, listener, date) + "\r\n").encode("ascii")
 
 
 def mistakes(listener: Listener) -> list[str]:
     """Why this listener's banner may not be sent, each with the persona's file and line."""
     found: list[str] = []
-    total = 0
+    if (text_line := listener.refusal) is not None and listener.protocol.startswith("text"):
+        return _spoken_mistakes((text_line.line,), listener, 0)
     if not refuses(listener.code):
         file = listener.lines[0].where.rpartition(":")[0]
         found.append(f"{file}: code: expected 4yz or 5yz (RFC 5321 4.2), got {listener.code}")
-    for line in listener.lines:
-        wrong = _line_mistakes(line)
+    return found + _spoken_mistakes(listener.lines, listener, len("554-"))
+
+
+def _spoken_mistakes(lines: tuple[Line, ...], listener: Listener, code_octets: int) -> list[str]:
+    found = []
+    total = 0
+    for line in lines:
+        wrong = field_mistakes(line)
         if not wrong:
-            text = _fill(line.text, listener, _LONGEST_DATE)
-            octets = len(str(listener.code)) + 1 + len(text) + 2
+            text = fill(line.text, listener, LONGEST_DATE)
+            octets = code_octets + len(text) + 2
             total += octets
             wrong = _text_mistakes(text, octets)
         found += [f"{line.where}: {reason}" for reason in wrong]
     if total > TOTAL_OCTETS:
-        where = listener.lines[0].where
         found.append(
-            f"{where}: the reply for {listener.name} may be {total} octets long;"
+            f"{lines[0].where}: the reply for {listener.name} may be {total} octets long;"
             f" at most {TOTAL_OCTETS} reach every client"
         )
     return found
 
 
-def _line_mistakes(line: Line) -> list[str]:
+def field_mistakes(line: Line) -> list[str]:
+    """What is wrong with the fields of a persona's line."""
     wrong = [
         f"unknown field {{{name}}}; known are {', '.join(f'{{{field}}}' for field in _FIELDS)}"
         for name in _FIELD.findall(line.text)

@@ -18,11 +18,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn, cast
 
-from turnaway import __version__, banner, personas
+from turnaway import __version__, answers, banner, personas
 from turnaway.exits import DATA, NO_PERMISSION, NO_USER, USAGE, Failure
 from turnaway.settings import (
+    CLOSES,
     DEFAULT_PORT,
+    PROTOCOLS,
     SYSLOG_SOCKET,
+    Close,
     Detail,
     Identity,
     Limits,
@@ -88,6 +91,23 @@ def parser(program: str) -> argparse.ArgumentParser:
     )
     message.add_argument("--code", metavar="NNN", help="another reply code for the persona")
     message.add_argument("--single-line", action="store_true", help="the persona's one-line form")
+    message.add_argument(
+        "--protocol",
+        metavar="NAME",
+        help="smtp, http, tls, socks, auto (recognise it), text (by the port) or text:pop3,"
+        " text:imap, text:ftp (default: the persona's)",
+    )
+    message.add_argument(
+        "--close",
+        metavar="POLICY",
+        help="now, drain, quit or reset (default: the persona's)",
+    )
+    message.add_argument(
+        "--timewait",
+        metavar="yes|no",
+        default="yes",
+        help="no: leave no TIME-WAIT behind; every client is reset after its banner (default: yes)",
+    )
     process = made.add_argument_group("the process")
     process.add_argument("-f", "--foreground", action="store_true", help="do not detach")
     process.add_argument(
@@ -111,6 +131,20 @@ def parser(program: str) -> argparse.ArgumentParser:
         metavar="N|auto",
         default="auto",
         help="threads that answer (default: auto, one a core)",
+    )
+    process.add_argument(
+        "--max-held",
+        metavar="N",
+        default=str(Limits().held),
+        help="sockets held for clients that talk early or must be waited for, 0..131072"
+        f" (default: {Limits().held})",
+    )
+    process.add_argument(
+        "--max-held-source",
+        metavar="N",
+        default=str(Limits().share),
+        help="of them, for one address or IPv6 /64, 1..131072"
+        f" (default: {Limits().share})",
     )
     log = made.add_argument_group("the log")
     log.add_argument(
@@ -197,14 +231,18 @@ class _Reading:
         code = self._code(persona)
         listeners = self._listeners(options.words, persona, code)
         for listener in listeners:
-            for said in banner.mistakes(listener):
+            for said in answers.mistakes(listener):
                 if (DATA, said) not in self.mistakes:  # once, however many listeners
                     self.wrong(said, DATA)
         identity = self._identity()
         workers = self._workers(options.workers)
         target, socket = self._log(options.log)
         detail, number = self._detail(options.log_connections)
-        interval = self._number("--interval", options.interval, 1, 86400, 60)
+        limits = Limits(
+            held=self._number("--max-held", options.max_held, 0, 1 << 17, 0),
+            share=self._number("--max-held-source", options.max_held_source, 1, 1 << 17, 1),
+            interval=self._number("--interval", options.interval, 1, 86400, 60),
+        )
         if options.chroot is not None:
             self._chroot(options.chroot)
         pidfile = self._pidfile(options.pidfile)
@@ -225,7 +263,7 @@ class _Reading:
                 syslog_socket=socket,
                 detail=detail,
                 detail_number=number,
-                limits=Limits(interval=interval),
+                limits=limits,
             ),
             check=options.check,
             show_banner=options.show_banner,
@@ -257,6 +295,30 @@ class _Reading:
             return persona.code if persona else 0
         return int(text)
 
+    def _close(self) -> Close | None:
+        name = self.options.close
+        if name is None:
+            return None
+        for close in CLOSES:
+            if close == name:
+                return close
+        self.wrong(f"--close: expected one of {', '.join(CLOSES)}, got {name!r}")
+        return None
+
+    def _protocol(self) -> str | None:
+        name: str | None = self.options.protocol
+        if name is None or name in PROTOCOLS or re.fullmatch(r"text:[a-z0-9]+", name):
+            return name
+        self.wrong(
+            f"--protocol: expected one of {', '.join(PROTOCOLS)} or text:KIND, got {name!r}"
+        )
+        return None
+
+    def _timewait(self) -> bool:
+        if self.options.timewait not in ("yes", "no"):
+            self.wrong(f"--timewait: expected yes or no, got {self.options.timewait!r}")
+        return bool(self.options.timewait != "no")
+
     def _listeners(self, words: list[str], persona: Persona | None, code: int) -> list[Listener]:
         if not words:
             self.wrong(f"LOCATION is missing, and a LISTENER; for example: {EXAMPLE}")
@@ -269,6 +331,7 @@ class _Reading:
             location = "Earth"
         if len(words) == 1:
             self.wrong(f"a LISTENER is missing after LOCATION; for example: {EXAMPLE}")
+        close, protocol, timewait = self._close(), self._protocol(), self._timewait()
         listeners: list[Listener] = []
         rest = list(enumerate(words[1:], 1))
         while rest:
@@ -296,7 +359,16 @@ class _Reading:
             if persona is None:
                 continue
             listener = Listener(
-                address, port, name, location, persona, code, self.options.single_line
+                address,
+                port,
+                name,
+                location,
+                persona,
+                code,
+                self.options.single_line,
+                close or persona.close,
+                protocol or persona.protocol,
+                timewait,
             )
             if any(other.place == listener.place for other in listeners):
                 self.wrong(f"{where}: {listener.place} is given twice; once is enough")

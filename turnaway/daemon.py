@@ -12,11 +12,11 @@ import signal
 import time
 from types import FrameType
 
-from turnaway import banner, privileged
+from turnaway import answers, privileged
 from turnaway.detach import Lifeline, detach, foreground
-from turnaway.engine import LOOP, Engine
+from turnaway.engine import LOOP, Engine, descriptors_of
 from turnaway.exits import OS_ERROR, Failure
-from turnaway.journal import INFO, Journal
+from turnaway.journal import INFO, WARNING, Journal
 from turnaway.notify import notify
 from turnaway.settings import Settings
 
@@ -34,7 +34,7 @@ def run(settings: Settings) -> int:
     process never returns from here.
     """
     for listener in settings.listeners:
-        banner.render(listener, banner.date_text(time.time()))
+        answers.render(listener, time.time())
     pidfile = privileged.Pidfile(settings.pidfile) if settings.pidfile else None
     try:
         sockets = privileged.bind(settings.listeners, settings.workers)
@@ -66,6 +66,8 @@ def _start(
     lifeline: Lifeline,
 ) -> int:
     user = str(os.geteuid())
+    descriptors = descriptors_of(settings)
+    allowed = privileged.allow_descriptors(descriptors)
     if pidfile:
         pidfile.write(os.getpid())
         if settings.identity:
@@ -83,6 +85,12 @@ def _start(
     journal.open(engine.board)
     engine.start()
     journal.started(user, LOOP)
+    if allowed < descriptors:
+        journal.say(
+            WARNING,
+            f"descriptors: the limits need {descriptors}, {allowed} are allowed; raise"
+            " RLIMIT_NOFILE (ulimit -Hn) or lower --max-held",
+        )
     notify("READY=1\n")
     lifeline.ready()
     reason = serve(settings, engine, journal)
@@ -96,10 +104,11 @@ def _start(
 
 
 def publish(settings: Settings, engine: Engine) -> None:
-    """Every listener's banner for this second."""
-    date = banner.date_text(time.time())
+    """Every listener's answers for this second."""
+    moment = time.time()
     for index, listener in enumerate(settings.listeners):
-        engine.board.publish(index, banner.render(listener, date))
+        for words, (octets, head) in answers.render(listener, moment).items():
+            engine.board.publish(index, words, octets, head)
 
 
 def serve(settings: Settings, engine: Engine, journal: Journal) -> str:

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 
-from turnaway import _board
+from turnaway import _board, answers
 from turnaway.exits import OS_ERROR, Failure
 from turnaway.settings import Settings
 
@@ -33,13 +33,32 @@ def _sixteen(address: str) -> bytes:
     return bytes(10) + b"\xff\xff" + socket.inet_pton(socket.AF_INET, address)
 
 
+def descriptors_of(settings: Settings) -> int:
+    """Descriptors that the limits need in one table: those of the process, of a
+    batch, and of every socket that may be held."""
+    return settings.limits.held + 256 + 2 * len(settings.listeners) * settings.workers
+
+
 class Engine:
     """The loops over `sockets` ([worker][listener], bound and listening)."""
 
     def __init__(self, settings: Settings, sockets: list[list[socket.socket]]) -> None:
         limits = settings.limits
+        workers = len(sockets)
         self.board = _board.Board(
-            len(sockets), len(settings.listeners), limits.records, limits.parked
+            workers,
+            len(settings.listeners),
+            limits.records,
+            # Connections are spread over the workers: each has its part.
+            -(-limits.held // workers),
+            -(-limits.share // workers),
+            int.from_bytes(os.urandom(8)),
+            [
+                int(seconds * 1_000_000)
+                for seconds in (
+                    limits.park, limits.drain, limits.probe, limits.request, limits.quit
+                )
+            ],
         )
         self.sockets = sockets  # kept: they close when the process ends
         self.bell, self._ring = os.pipe()
@@ -50,6 +69,10 @@ class Engine:
         self.board.attach_bell(self._ring)
         for index, listener in enumerate(settings.listeners):
             self.board.describe(index, _sixteen(listener.address), listener.port, listener.wildcard)
+            how = answers.behaviour(listener)
+            self.board.behave(
+                index, how.manner, how.expected, how.blind, how.lingers, how.resets
+            )
         for worker, row in enumerate(sockets):
             for index, one in enumerate(row):
                 self.board.attach(worker, index, one.fileno())

@@ -6,7 +6,7 @@ connection lines and a tenth a second for messages, a log that is absent costs l
 as soon as the log takes lines again, and no octet that a client sent appears.
 
 Messages begin with a fixed word: `started`, `stopped`, `totals`, `interval`,
-`turned away`, `accept`, `log`, `counters`.
+`turned away`, `accept`, `stress`, `log`, `counters`.
 """
 
 import os
@@ -14,8 +14,8 @@ import select
 import socket
 import time
 
-from turnaway import __version__, stats
-from turnaway._board import Board
+from turnaway import __version__, answers, stats
+from turnaway._board import WORDS, Board
 from turnaway._journal import Reader
 from turnaway.settings import Listener, Settings
 
@@ -140,8 +140,17 @@ class Nowhere:
         return True
 
 
-def _tail(listener: Listener) -> bytes:
-    return f" as={listener.name} persona={listener.persona.name} code={listener.code}".encode()
+def _tails(listener: Listener) -> list[bytes]:
+    """The end of a connection line, for each of the words of the board."""
+    codes = answers.codes(listener)
+    tails = []
+    for words in WORDS:
+        protocol, code = codes[words]
+        proto = "" if protocol == "smtp" else f" proto={protocol}"
+        tails.append(
+            f" as={listener.name} persona={listener.persona.name}{proto} code={code}".encode()
+        )
+    return tails
 
 
 class Journal:
@@ -166,11 +175,15 @@ class Journal:
         self._lined = 0  # of them, with a line of their own
         self._stumbled: dict[int, str] = {}  # listeners whose accept fails, and why
         self._errors: list[stats.Totals] = []
+        self._stressed = False
+        self._stresses = 0
 
     def open(self, board: Board) -> None:
         self._board = board
         self._reader = Reader(
-            board, [_tail(one) for one in self._settings.listeners], int.from_bytes(os.urandom(8))
+            board,
+            [tail for one in self._settings.listeners for tail in _tails(one)],
+            int.from_bytes(os.urandom(8)),
         )
         self._since = stats.of_all(board)
         self._dropped = 0
@@ -231,6 +244,7 @@ class Journal:
         elif sent:
             self._told()
         self._stumbles()
+        self._stress()
         # Ticks come once a second: take the one nearest to the interval's end.
         if time.monotonic() - self._mark > self._settings.limits.interval - 0.5:
             self.interval()
@@ -255,6 +269,24 @@ class Journal:
                 del self._stumbled[index]
                 self.say(NOTICE, f"accept on {place} works again")
             self._errors[index] = now
+
+    def _stress(self) -> None:
+        """One line when too many sockets are held, one when it is over."""
+        states = self._board.states()
+        stressed = any(state[5] for state in states)
+        stresses = sum(state[6] for state in states)
+        held = sum(state[4] for state in states)
+        if not self._stressed and stresses != self._stresses:
+            self._stressed = True
+            self.say(
+                WARNING,
+                f"stress: {held} sockets are held, of {self._settings.limits.held} at the most;"
+                " whoever would be held is now closed at once",
+            )
+        if self._stressed and not stressed:
+            self._stressed = False
+            self.say(NOTICE, f"stress is over: {held} sockets are held")
+        self._stresses = stresses
 
     def started(self, user: str, loop: str) -> None:
         settings = self._settings

@@ -8,7 +8,9 @@ error with a Failure, and after `drop` root cannot be regained.
 import errno
 import fcntl
 import os
+import resource
 import socket
+import struct
 import stat
 import time
 
@@ -27,7 +29,7 @@ BACKLOG = 65535  # clamped by the kernel to net.core.somaxconn
 # one that never closes, FIN-WAIT-2 for a minute; a chatterer, a big buffer.
 # Accepted sockets inherit all three, so they cost nothing per connection.
 USER_TIMEOUT_MILLIS = 10_000  # tcp(7) TCP_USER_TIMEOUT
-LINGER2_SECONDS = 3  # tcp(7) TCP_LINGER2
+LINGER2_SECONDS = 3  # tcp(7) TCP_LINGER2; -1: no FIN-WAIT-2, no TIME-WAIT, but a reset
 RECEIVE_OCTETS = 4096  # socket(7) SO_RCVBUF
 JANITOR_SECONDS = 0.3  # in which a janitor ends after its daemon
 
@@ -189,7 +191,13 @@ def _bound(listener: Listener, alone: bool = False) -> socket.socket:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_OCTETS)
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MILLIS)
-        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_LINGER2, LINGER2_SECONDS)
+        made.setsockopt(
+            socket.IPPROTO_TCP,
+            socket.TCP_LINGER2,
+            LINGER2_SECONDS if listener.timewait else -1,
+        )
+        if listener.close == "reset":
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         host = socket.getaddrinfo(
             listener.address,
             listener.port,
@@ -215,6 +223,21 @@ def _unavailable(listener: Listener, error: OSError) -> Failure:
     if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.ENODEV):
         return Failure(UNAVAILABLE, f"{listener.place}: no interface of this host has this address")
     return Failure(OS_ERROR, f"{listener.place}: {error.strerror}")
+
+
+def allow_descriptors(needed: int) -> int:
+    """Raise RLIMIT_NOFILE to `needed` if it may be raised; what it is then."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < needed and os.geteuid() == 0:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, needed))
+            hard = needed
+        except (ValueError, OSError):
+            pass  # above what the kernel or the container allows
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return needed if soft == resource.RLIM_INFINITY else soft
 
 
 def enter_chroot(path: str) -> None:

@@ -10,7 +10,12 @@ from typing import Literal
 LogTarget = Literal["syslog", "stderr", "none"]
 Detail = Literal["none", "capped", "sample", "all"]
 
+Close = Literal["now", "drain", "quit", "reset"]
+
 DEFAULT_PORT = 25
+CLOSES: tuple[Close, ...] = ("now", "drain", "quit", "reset")
+# `text` is whatever refusal the persona has for the listener's port.
+PROTOCOLS = ("smtp", "http", "tls", "socks", "auto", "text")
 SYSLOG_SOCKET = "/dev/log"
 
 
@@ -23,6 +28,23 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
+class Page:
+    """The same as an HTTP answer."""
+
+    title: Line
+    text: tuple[Line, ...]  # paragraphs
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The same for another protocol whose server speaks first, in its own syntax."""
+
+    kind: str
+    ports: tuple[int, ...]
+    line: Line
+
+
+@dataclass(frozen=True, slots=True)
 class Persona:
     """Why a client is turned away, and in which words."""
 
@@ -30,7 +52,10 @@ class Persona:
     code: int
     lines: tuple[Line, ...]
     single: Line
-    close: str
+    close: Close
+    protocol: str
+    page: Page
+    refusals: tuple[Refusal, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +69,9 @@ class Listener:
     persona: Persona
     code: int
     single_line: bool = False
+    close: Close = "now"
+    protocol: str = "smtp"  # of PROTOCOLS, or text:KIND
+    timewait: bool = True
 
     @property
     def ipv6(self) -> bool:
@@ -60,17 +88,32 @@ class Listener:
         return f"{host}:{self.port}"
 
     @property
+    def refusal(self) -> Refusal | None:
+        """Of protocol `text`: what is said here, if the persona knows."""
+        kind = self.protocol.partition(":")[2]
+        for one in self.persona.refusals:
+            if one.kind == kind or (not kind and self.port in one.ports):
+                return one
+        return None
+
+    @property
     def lines(self) -> tuple[Line, ...]:
         return (self.persona.single,) if self.single_line else self.persona.lines
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Memory taken at start, and times."""
+    """Memory taken at start, and times in seconds."""
 
     records: int = 16384  # connection records per worker waiting for the journal
-    parked: int = 1024  # early talkers held per worker
-    interval: float = 60.0  # seconds between interval lines
+    held: int = 4096  # sockets that outlive their turn, over all workers
+    share: int = 64  # of them, for one source: an address, or an IPv6 /64
+    park: float = 2.0  # an early talker is drained
+    drain: float = 5.0  # everybody is drained, with close policy `drain`
+    probe: float = 0.3  # `auto` waits for the first octets
+    request: float = 10.0  # a client must say what it wants
+    quit: float = 20.0  # the dialogue of `quit`
+    interval: float = 60.0  # between interval lines
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,7 +89,7 @@ def test_never_closer_who_talks_is_let_go_after_two_seconds(daemon: Daemon) -> N
         one.sendall(b"EHLO spam.example\r\n")
         assert WHOLE.fullmatch(read_all(one))
         began = time.monotonic()
-        until(lambda: daemon.counters().get("park_expired", 0) == 1, 5, "the time limit")
+        until(lambda: daemon.counters().get("drain_expired", 0) == 1, 5, "the time limit")
         assert time.monotonic() - began < 4
 
 
@@ -118,8 +118,10 @@ def test_reset_by_the_client_is_counted_and_harmless(daemon: Daemon) -> None:
 
 
 def test_park_full_closes_at_once_and_counts(syslog: Syslog) -> None:
-    """1,100 early talkers that stay: 1,024 places a worker, and the rest served too."""
-    with running(syslog, "-w", "1") as daemon:
+    """1,100 early talkers that stay, and 1,024 places: the rest are served too."""
+    with running(
+        syslog, "-w", "1", "--max-held", "1024", "--max-held-source", "9999"
+    ) as daemon:
         ones = []
         for _ in range(1100):
             one = daemon.connect()
@@ -130,8 +132,11 @@ def test_park_full_closes_at_once_and_counts(syslog: Syslog) -> None:
         counters = daemon.counters()
         assert counters["accepted"] == counters["sent"] == 1100
         assert counters["parked"] + counters.get("park_full", 0) == counters["early"]
+        assert 0 < counters["park_full"] == counters["held_stressed"]
+        syslog.wait_for("stress: 8.. sockets are held")
         for one in ones:
             one.close()
+        syslog.wait_for("stress is over")
 
 
 def test_the_date_changes_within_a_second(daemon: Daemon) -> None:

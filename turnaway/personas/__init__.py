@@ -1,27 +1,26 @@
 """Personas: why a client is turned away, in which words, as TOML files.
 
-One file a persona; those shipped stand beside this module.  A file has `code`
-(the SMTP reply code), `close` (the close policy it is made for), `lines` (the
-text, one string a line, without reply codes) and `single` (the same in one
-line, for clients that choke on a multi-line greeting).  What the text may
-contain is banner.py's business; here it is only read, and every mistake is
-told with file and line.
+One file a persona; those shipped stand beside this module.  A file has
+
+    code, close, protocol   SMTP reply code, and the defaults it is made for
+    lines                   the SMTP text, one string a line, without reply codes
+    single                  the same in one line
+    [http] title, text      the same as a page, one string a paragraph
+    [text.NAME] ports, line the refusal of another protocol whose server speaks
+                            first (POP3, IMAP, FTP), as it goes over the wire
+
+What the text may contain is banner.py's business; here it is only read, and
+every mistake is told with file and line.
 """
 
-import re
-import tomllib
 from pathlib import Path
 
 from turnaway.exits import DATA, Failure
-from turnaway.locate import locate
-from turnaway.settings import Line, Persona
+from turnaway.settings import CLOSES, PROTOCOLS, Close, Line, Page, Persona, Refusal
+from turnaway.tables import Document, Table
 
 NAMES = ("mail", "blocked", "spammer", "abused", "worm")
-CLOSES = ("now",)
 HOME = Path(__file__).parent
-
-_KEYS = {"code": int, "close": str, "lines": list, "single": str}
-_KINDS = {int: "a number", str: "a string", list: "a list of strings"}
 
 
 def read(path: Path) -> Persona:
@@ -30,52 +29,56 @@ def read(path: Path) -> Persona:
         octets = path.read_bytes()
     except OSError as error:
         raise Failure(DATA, f"{path}: {error.strerror}") from None
-    try:
-        text = octets.decode("utf-8")
-        data = tomllib.loads(text)
-    except UnicodeDecodeError as error:
-        line = octets.count(b"\n", 0, error.start) + 1
-        raise Failure(DATA, f"{path}:{line}: expected UTF-8, got {error.reason}") from None
-    except tomllib.TOMLDecodeError as error:
-        # "Invalid value (at line 3, column 8)", or "(at end of document)"
-        said, _, place = str(error).removesuffix(")").rpartition(" (at ")
-        stated = re.match(r"line (\d+)", place)
-        line = int(stated[1]) if stated else text.count("\n") + 1
-        raise Failure(DATA, f"{path}:{line}: {said or place}") from None
-    lines = locate(text)
-    mistakes = []
+    document = Document(str(path), octets, DATA)
+    persona = from_table(path.stem, document.root)
+    document.finish()
+    assert persona is not None  # else there were mistakes, and finish() has raised
+    return persona
 
-    def wrong(key: tuple[str | int, ...], said: str) -> None:
-        mistakes.append(f"{path}:{lines.get(key, 1)}: {said}")
 
-    for key in data:
-        if key not in _KEYS:
-            wrong((key,), f"{key}: unknown key; known are {', '.join(_KEYS)}")
-    for key, kind in _KEYS.items():
-        value = data.get(key)
-        if type(value) is not kind:
-            got = "nothing" if value is None else repr(value)
-            wrong((key,), f"{key}: expected {_KINDS[kind]}, got {got}")
-        elif isinstance(value, list):
-            if not value:
-                wrong((key,), f"{key}: expected at least one line")
-            for number, line in enumerate(value):
-                if not isinstance(line, str):
-                    wrong((key, number), f"{key}[{number}]: expected a string, got {line!r}")
-    if not mistakes and data["close"] not in CLOSES:
-        wrong(("close",), f"close: expected one of {', '.join(CLOSES)}, got {data['close']!r}")
-    if mistakes:
-        raise Failure(DATA, *mistakes)
+def from_table(name: str, table: Table) -> Persona | None:
+    """The persona in a table of any document; None when the document has mistakes."""
+    code = table.number("code", 100, 999, required=True)
+    close = table.choice("close", CLOSES, required=True)
+    protocol = table.choice("protocol", PROTOCOLS) or "smtp"
+    lines = table.list_of("lines", str, "string", required=True)
+    single = table.string("single", required=True)
+    page = None
+    if (http := table.table("http")) is not None:
+        title = http.string("title", required=True)
+        text = http.list_of("text", str, "string", required=True)
+        if title is not None and text is not None:
+            page = Page(
+                Line(title, http.where("title")),
+                tuple(Line(one, http.where("text", at)) for at, one in enumerate(text)),
+            )
+    refusals = []
+    if (texts := table.table("text")) is not None:
+        for kind in texts.data:
+            if (one := texts.table(kind)) is None:
+                continue
+            ports = one.list_of("ports", int, "number", required=True)
+            line = one.string("line", required=True)
+            if ports is not None and line is not None:
+                refusals.append(Refusal(kind, tuple(ports), Line(line, one.where("line"))))
+    if code is None or close is None or lines is None or single is None:
+        return None
+    spoken = tuple(Line(line, table.where("lines", at)) for at, line in enumerate(lines))
+    alone = Line(single, table.where("single"))
     return Persona(
-        name=path.stem,
-        code=data["code"],
-        lines=tuple(
-            Line(line, f"{path}:{lines[('lines', number)]}")
-            for number, line in enumerate(data["lines"])
-        ),
-        single=Line(data["single"], f"{path}:{lines[('single',)]}"),
-        close=data["close"],
+        name=name,
+        code=code,
+        lines=spoken,
+        single=alone,
+        close=_close(close),
+        protocol=protocol,
+        page=page or Page(Line("Refused", alone.where), (alone,)),
+        refusals=tuple(refusals),
     )
+
+
+def _close(name: str) -> Close:
+    return next(close for close in CLOSES if close == name)
 
 
 def shipped(name: str) -> Persona:

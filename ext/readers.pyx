@@ -1,0 +1,60 @@
+# cython: language_level=3
+"""The readers of what clients send, one call each: `turnaway._readers`.
+
+Owns: a way for Python (tests, fuzzers, a person with a question) to reach the
+pure functions of probe.pxd, http.pxd and quit.pxd.  The loops use those
+directly and never come here; the daemon does not import this.
+"""
+
+from http cimport HTTP_HEAD, HTTP_HTML, READING_MORE, Http, http_begin, http_read
+from probe cimport probe as probe_octets
+from quit cimport COMMAND_MORE, COMMAND_QUIT, Dialogue, dialogue_octet
+
+GUESSES = ("more", "none", "smtp", "http", "tls", "socks4", "socks5")
+READINGS = ("more", "done", "bad")
+
+
+def probe(bytes octets):
+    """One of GUESSES for the first octets of a connection."""
+    return GUESSES[<int>probe_octets(<const unsigned char *><const char *>octets, len(octets))]
+
+
+def http(chunks):
+    """(one of READINGS, is HEAD, accepts HTML, octets left unread) for a request
+    that comes in these pieces."""
+    cdef Http state
+    cdef bytes chunk
+    cdef int reading = READING_MORE
+    cdef int before
+    left = 0
+    http_begin(&state)
+    for chunk in chunks:
+        if reading != READING_MORE:
+            left += len(chunk)
+            continue
+        before = state.octets
+        reading = http_read(&state, <const unsigned char *><const char *>chunk, len(chunk))
+        if reading != READING_MORE:
+            left += max(0, len(chunk) - (state.octets - before) - 1)
+    return (
+        READINGS[reading], bool(state.flags & HTTP_HEAD), bool(state.flags & HTTP_HTML), left
+    )
+
+
+def dialogue(chunks):
+    """["wrong", ..., "quit"]: the commands in these pieces, up to QUIT."""
+    cdef Dialogue state
+    cdef bytes chunk
+    cdef unsigned char octet
+    cdef int command
+    state.matched = 0
+    state.mute = False
+    commands = []
+    for chunk in chunks:
+        for octet in chunk:
+            command = dialogue_octet(&state, octet)
+            if command == COMMAND_QUIT:
+                return [*commands, "quit"]
+            if command != COMMAND_MORE:
+                commands.append("wrong")
+    return commands

@@ -9,9 +9,11 @@ installed, nothing here is collected.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,13 +31,17 @@ def pytest_configure(config: pytest.Config) -> None:
     option = config.option
     if not hasattr(option, "benchmark_autosave"):
         return
-    # What it warns of (nothing ran, nothing to compare with) is no error here.
+    # What it warns of (nothing ran, nothing to compare with) it also prints; as
+    # an error it would end the run after all is measured. Both: its hooks run
+    # inside pytest's own filters and outside of them.
+    logger = importlib.import_module("pytest_benchmark.logger")
+    warnings.filterwarnings("ignore", category=logger.PytestBenchmarkWarning)
     config.addinivalue_line(
-        "filterwarnings", "default::pytest_benchmark.logger.PytestBenchmarkWarning"
+        "filterwarnings", "ignore::pytest_benchmark.logger.PytestBenchmarkWarning"
     )
     if option.benchmark_storage == "file://./.benchmarks":
         option.benchmark_storage = f"file://{RESULTS}"
-    if not option.benchmark_save:
+    if not option.benchmark_save and not option.collectonly:
         option.benchmark_autosave = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     if not option.benchmark_columns:
         # The minimum is what the code costs, the mean what the machine did

@@ -49,7 +49,10 @@ class Syslog:
         """Connect, if not connected: the daemon may be absent, or come back."""
         if self._socket is not None:
             return
-        made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        except OSError:
+            return  # no descriptor left
         made.setblocking(False)
         try:
             made.connect(self._path)

@@ -1,0 +1,261 @@
+"""What the single parts of the hot path and of the second's work cost.
+
+Owns one benchmark for each part, of the daemon's own code: the inline
+functions of `ext/*.pxd` through `bench.parts`, the rest as the daemon calls
+it. Parts that take nanoseconds are called many times in one round; the
+summary's `ns_each` is the smallest round divided by that number.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from bench.parts import Parts
+from bench.peers import Drain
+from turnaway import banner, personas
+from turnaway._board import Board
+from turnaway._journal import Reader
+from turnaway.settings import Detail, Limits, Listener
+
+T = TypeVar("T")
+
+TIMES = 1_000_000
+ROUNDS = 20
+# As many as the daemon's own ring holds by default.
+RECORDS = Limits().records
+LINES = 2000
+MOMENT = 1_062_423_017.0
+HEADER = b"<22>Sep  1 07:30:17 turnawayblocked[4711]: "
+TAIL = b" as=mx.example.com persona=blocked code=554"
+LOCAL = bytes(10) + b"\xff\xff" + socket.inet_aton("198.51.100.2")
+FAMILIES = pytest.mark.parametrize("six", [False, True], ids=["v4", "v6"])
+
+
+@pytest.fixture
+def listener() -> Listener:
+    """A listener as the command line makes it."""
+    persona = personas.read(personas.HOME / "blocked.toml")
+    return Listener("198.51.100.2", 25, "mx.example.com", "Somecity, Earth", persona, persona.code)
+
+
+@pytest.fixture
+def board() -> Board:
+    """A board that writes every connection down for a line of its own."""
+    made = Board(1, 1, RECORDS, 0)
+    made.describe(0, LOCAL, 25, False)
+    made.log_connections("all", 0, True)
+    return made
+
+
+@pytest.fixture
+def parts(board: Board) -> Parts:
+    """The parts on that board, with IPv4 sources."""
+    return Parts(board, RECORDS)
+
+
+def many(
+    benchmark: BenchmarkFixture,
+    target: Callable[..., T],
+    *arguments: object,
+    times: int,
+    setup: Callable[[], object] | None = None,
+) -> T:
+    """Time a target that does its work `times` times, and note what once costs."""
+
+    def prepare() -> tuple[tuple[object, ...], dict[str, object]]:
+        if setup is not None:
+            setup()
+        return arguments, {}
+
+    got = benchmark.pedantic(target, setup=prepare, rounds=ROUNDS, warmup_rounds=2)
+    if benchmark.stats is not None:
+        data = benchmark.stats.stats.data
+        benchmark.extra_info.update(
+            times=times,
+            ns_each=min(data) / times * 1e9,
+            ns_each_median=statistics.median(data) / times * 1e9,
+        )
+    return got
+
+
+# --- once a second, in Python --------------------------------------------------
+
+
+@pytest.mark.benchmark(group="once a second", max_time=0.5)
+def test_date_text(benchmark: BenchmarkFixture) -> None:
+    """The date of the banner."""
+    assert b"2003" in benchmark(banner.date_text, MOMENT).encode()
+
+
+@pytest.mark.benchmark(group="once a second", max_time=0.5)
+def test_banner_render(benchmark: BenchmarkFixture, listener: Listener) -> None:
+    """A listener and a date become octets."""
+    rendered = benchmark(banner.render, listener, banner.date_text(MOMENT))
+    assert rendered.startswith(b"554-mx.example.com ")
+
+
+@pytest.mark.benchmark(group="once a second", max_time=0.5)
+def test_board_publish(benchmark: BenchmarkFixture, board: Board, listener: Listener) -> None:
+    """The octets go to the loops, through the Python call."""
+    benchmark(board.publish, 0, banner.render(listener, banner.date_text(MOMENT)))
+
+
+# --- for each connection, in C -------------------------------------------------
+
+
+@pytest.mark.benchmark(group="slot")
+def test_slot_publish(benchmark: BenchmarkFixture, parts: Parts, listener: Listener) -> None:
+    """The same without the Python call."""
+    octets = banner.render(listener, banner.date_text(MOMENT))
+    assert many(benchmark, parts.publish, octets, TIMES, times=TIMES) == TIMES
+
+
+@pytest.mark.benchmark(group="slot")
+def test_slot_current(benchmark: BenchmarkFixture, parts: Parts) -> None:
+    """What an answer pays for its banner."""
+    parts.publish(b"554 no\r\n", 1)
+    assert many(benchmark, parts.current, TIMES, times=TIMES) == 8 * TIMES
+
+
+@pytest.mark.benchmark(group="counters")
+def test_count(benchmark: BenchmarkFixture, parts: Parts) -> None:
+    """What an answer pays for being counted."""
+    many(benchmark, parts.counted, TIMES, times=TIMES)
+
+
+@FAMILIES
+@pytest.mark.parametrize("detail", ["none", "capped", "all"])
+@pytest.mark.benchmark(group="record into the ring")
+def test_record(benchmark: BenchmarkFixture, board: Board, detail: Detail, six: bool) -> None:
+    """The loop writes a connection down; `detail` is how many get a line."""
+    board.log_connections(detail, 20, True)
+    parts = Parts(board, RECORDS, six)
+    assert many(benchmark, parts.fill, RECORDS, times=RECORDS, setup=parts.clear) == RECORDS
+    assert board.dropped() == 0
+
+
+@pytest.mark.benchmark(group="record into the ring")
+def test_record_full(benchmark: BenchmarkFixture, parts: Parts, board: Board) -> None:
+    """The same when nobody reads: dropped and counted."""
+    parts.fill(RECORDS)
+    many(benchmark, parts.fill, TIMES, times=TIMES)
+    assert board.dropped() >= TIMES
+
+
+@pytest.mark.benchmark(group="ring to text")
+def test_ring_drain(benchmark: BenchmarkFixture, parts: Parts) -> None:
+    """The reader looks at each record and gives its room back."""
+
+    def refill() -> None:
+        parts.clear()
+        parts.fill(RECORDS)
+
+    records, _ = many(benchmark, parts.walk, times=RECORDS, setup=refill)
+    assert records == RECORDS
+
+
+@FAMILIES
+@pytest.mark.benchmark(group="ring to text")
+def test_ring_drain_and_format(benchmark: BenchmarkFixture, board: Board, six: bool) -> None:
+    """The same, and each becomes a line."""
+    parts = Parts(board, RECORDS, six)
+    start = b"turned away from=[2001:db8::1]" if six else b"turned away from=[203.0.113.1]"
+    assert parts.line(TAIL) == start + b":32769 to=[198.51.100.2]:25" + TAIL + b" outcome=sent"
+
+    def refill() -> None:
+        parts.clear()
+        parts.fill(RECORDS)
+
+    records, _ = many(benchmark, parts.format, TAIL, times=RECORDS, setup=refill)
+    assert records == RECORDS
+
+
+@FAMILIES
+@pytest.mark.benchmark(group="ring to text")
+def test_address_to_text(benchmark: BenchmarkFixture, board: Board, six: bool) -> None:
+    """An address alone."""
+    parts = Parts(board, RECORDS, six)
+    many(benchmark, parts.address, TIMES // 10, times=TIMES // 10)
+
+
+@pytest.mark.benchmark(group="busiest sources")
+@pytest.mark.parametrize("sources", [1, 256])
+def test_tally_add(benchmark: BenchmarkFixture, parts: Parts, sources: int) -> None:
+    """A source is counted, one or many taking turns."""
+    many(benchmark, parts.tallied, TIMES, sources, times=TIMES, setup=parts.forget)
+
+
+# --- the journal's whole way ---------------------------------------------------
+
+
+@pytest.fixture
+def log(tmp_path: Path, client_cores: set[int]) -> Iterator[tuple[Drain, socket.socket]]:
+    """A log socket that somebody reads, and this end of it."""
+    drain = Drain(tmp_path / "log", client_cores)
+    drain.start()
+    ours = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    ours.setblocking(False)
+    ours.connect(str(drain.path))
+    yield drain, ours
+    ours.close()
+    drain.close()
+
+
+@pytest.mark.benchmark(group="journal")
+def test_pull_tally_only(benchmark: BenchmarkFixture, board: Board, parts: Parts) -> None:
+    """Reader.pull when no connection gets a line: read and tally."""
+    reader = Reader(board, [TAIL], 7)
+
+    def refill() -> None:
+        parts.clear()
+        parts.fill(RECORDS)
+
+    got = many(benchmark, reader.pull, -1, "none", b"", 0, times=RECORDS, setup=refill)
+    assert got == (RECORDS, 0, 0, 0)
+
+
+@pytest.mark.benchmark(group="journal")
+def test_pull_to_syslog(
+    benchmark: BenchmarkFixture, board: Board, parts: Parts, log: tuple[Drain, socket.socket]
+) -> None:
+    """Reader.pull when every connection gets a line: read, tally, format, send.
+
+    The reading end is Python and sets the pace, so the time is that of both;
+    `cpu_ns_each` is this thread's own CPU."""
+    drain, ours = log
+    reader = Reader(board, [TAIL], 7)
+    cpu: list[int] = []
+    lost: list[int] = []
+
+    def refill() -> None:
+        parts.clear()
+        parts.fill(LINES)
+
+    def pull() -> None:
+        before = time.thread_time_ns()
+        seen, sent, gone, _ = reader.pull(ours.fileno(), "datagram", HEADER, LINES)
+        cpu.append(time.thread_time_ns() - before)
+        lost.append(gone)
+        assert seen == sent + gone == LINES
+
+    many(benchmark, pull, times=LINES, setup=refill)
+    benchmark.extra_info.update(
+        cpu_ns_each=min(cpu) / LINES, lines=LINES * len(cpu), lost=sum(lost)
+    )
+    # A busy machine may keep the reading end from its core for longer than the
+    # daemon is patient. That is noted above; silence would be an error.
+    assert sum(lost) < LINES * len(cpu)
+    deadline = time.monotonic() + 2.0
+    while drain.datagrams < LINES * len(cpu) - sum(lost) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert drain.datagrams == LINES * len(cpu) - sum(lost)
+    assert drain.last.startswith(HEADER + b"turned away from=[203.0.113."), os.fsdecode(drain.last)

@@ -66,6 +66,8 @@ PACE = 0.02
 LARGEST_US = 1 << 27
 PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 
+# With a whole answer there is a time to tell, even where a reset came after it.
+ANSWERED = ("complete", "reset_after")
 FAILURES = {
     "short": "short: the end before the whole answer",
     "reset_before": "reset before the whole answer",
@@ -228,10 +230,10 @@ class Ledger:
         self.bursts += result.started
 
     def add_one(self, name: str, seconds: float, outcome: str) -> None:
-        """One connection; its time counts if it got the whole answer."""
+        """One connection; its time counts if it got the whole answer, as in bursts."""
         histogram, outcomes = self._of(name)
         outcomes[outcome] += 1
-        if outcome == "complete":
+        if outcome in ANSWERED:
             histogram.record_value(max(1, round(seconds * 1e6)))
 
     def take(self) -> dict[str, Any]:
@@ -323,7 +325,7 @@ class TurnedAway(User):
         LEDGER.add_one(self.title, spent, outcome)
         self.environment.events.request.fire(
             request_type=self.method, name=self.title,
-            response_time=spent * 1000, response_length=octets,
+            response_time=spent * 1000 if outcome in ANSWERED else None, response_length=octets,
             exception=None if outcome == "complete" else NotTurnedAwayError(FAILURES[outcome]),
             context={},
         )  # fmt: skip

@@ -22,7 +22,8 @@ from counters cimport (
     ANSWERED_HTTP, ANSWERED_SOCKS, ANSWERED_TLS, EXPIRED, FAILED, GONE,
     RESET, SENT, SHORT, Counters,
 )
-from listeners cimport Board, Detail, Facts, Listening, Worker
+from line cimport INET6_ADDRSTRLEN, put, put_address
+from listeners cimport Board, Budget, Detail, Facts, Listening, Worker
 from net cimport (
     net_add64, net_discard, net_half_close, net_local, net_send, net_send_held,
     net_unpack, sockaddr_storage,
@@ -33,7 +34,8 @@ from ring cimport (
     Record, ring_claim, ring_commit,
 )
 from slot cimport (
-    WORDS_PLAIN, WORDS_SOCKS5, WORDS_TLS, Slot, Words, slot_current,
+    SLOT_MARKS, SLOT_OCTETS, WORDS_PLAIN, WORDS_SOCKS5, WORDS_TLS, Slot, Words,
+    slot_current,
 )
 
 cdef enum:
@@ -41,20 +43,42 @@ cdef enum:
     DISCARD_OCTETS = 1 << 20
 
 
+cdef inline size_t address_client(const Slot *slot, const unsigned char *peer, char *text) noexcept nogil:
+    """An answer with the client's address in its places; its length.
+
+    `text` has room for SLOT_OCTETS and SLOT_MARKS addresses.
+    """
+    cdef char *end = text
+    cdef uint32_t done = 0
+    cdef uint32_t index
+    for index in range(slot.marks):
+        end = put(end, slot.octets + done, slot.mark[index] - done)
+        done = slot.mark[index]
+        end = put_address(end, peer)
+    end = put(end, slot.octets + done, slot.length - done)
+    return <size_t>(end - text)
+
+
 cdef inline Outcome say(
-    const Listening *listening, Words words, bint head, bint fin, int fd
+    const Listening *listening, Words words, bint head, bint fin, int fd,
+    const unsigned char *peer,
 ) noexcept nogil:
     """Send an answer (of HTTP perhaps the head only), and with `fin` the FIN too.
 
     OUTCOME_SENT when the kernel took it whole.
     """
     cdef const Slot *slot = slot_current(&listening.answers[<int>words])
+    cdef const char *octets = &slot.octets[0]
     cdef size_t length = slot.head if head else slot.length
+    cdef char addressed[SLOT_OCTETS + SLOT_MARKS * INET6_ADDRSTRLEN]
     cdef ssize_t said
+    if slot.marks > 0:
+        length = address_client(slot, peer, addressed)
+        octets = addressed
     if fin:
-        said = net_send_held(fd, slot.octets, length)
+        said = net_send_held(fd, octets, length)
     else:
-        said = net_send(fd, slot.octets, length)
+        said = net_send(fd, octets, length)
     if said == <ssize_t>length:
         if fin:
             net_half_close(fd)
@@ -107,25 +131,26 @@ cdef inline void count(Counters *counters, Outcome outcome, Words words) noexcep
         net_add64(&counters.count[<int>ANSWERED_HTTP], 1)
 
 
-cdef inline bint wants_detail(Board *board, Worker *worker, int64_t moment) noexcept nogil:
+cdef inline bint wants_detail(Worker *worker, Listening *listening, int64_t moment) noexcept nogil:
     """Whether this connection gets a line of its own in the log."""
-    cdef uint32_t mode = board.detail
-    if mode == <uint32_t>Detail.DETAIL_ALL:
+    cdef const Facts *facts = listening.facts
+    cdef Budget *budget = &listening.budget if facts.own_detail else &worker.budget
+    if facts.detail == <uint32_t>Detail.DETAIL_ALL:
         return True
-    if mode == <uint32_t>Detail.DETAIL_NONE:
+    if facts.detail == <uint32_t>Detail.DETAIL_NONE:
         return False
-    if mode == <uint32_t>Detail.DETAIL_CAPPED:
-        if moment // 1_000_000 != worker.detail_second:
-            worker.detail_second = moment // 1_000_000
-            worker.detail_left = board.detail_number
-        if worker.detail_left == 0:
+    if facts.detail == <uint32_t>Detail.DETAIL_CAPPED:
+        if moment // 1_000_000 != budget.second:
+            budget.second = moment // 1_000_000
+            budget.left = facts.detail_number
+        if budget.left == 0:
             return False
-        worker.detail_left -= 1
+        budget.left -= 1
         return True
-    if worker.detail_left == 0:
-        worker.detail_left = board.detail_number
-    worker.detail_left -= 1
-    return worker.detail_left == 0
+    if budget.left == 0:
+        budget.left = facts.detail_number
+    budget.left -= 1
+    return budget.left == 0
 
 
 cdef inline void record(
@@ -152,7 +177,7 @@ cdef inline void record(
     line.outcome = <uint8_t>outcome
     line.words = <uint8_t>words
     line.flags = 0
-    if wants_detail(board, worker, moment):
+    if wants_detail(worker, listening, moment):
         line.flags = RECORD_DETAILED
         line.local_port = <uint16_t>facts.port
         if not facts.wildcard:

@@ -15,15 +15,17 @@ from libc.string cimport memcpy
 from counters cimport COUNTERS as COUNTER_COUNT
 from counters cimport Counters, Policy, counter_of_errno, policy_of
 from listeners cimport Board as Memory
-from listeners cimport Facts, Listening, Worker
+from listeners cimport DISPOSAL_BUCKETS, Facts, Listening, Stop, Worker
 from net cimport net_load32, net_load64, net_store32
+from pool cimport FIFOS
 from pool cimport QUEUES as QUEUE_COUNT
 from pool cimport Client, pool_init
 from ring cimport Record
-from slot cimport SLOT_OCTETS, Answer, slot_publish
+from slot cimport SLOT_MARKS, SLOT_OCTETS, Answer, slot_publish
 from slot cimport WORDS as WORDS_COUNT
 
 ANSWER_OCTETS = SLOT_OCTETS
+ANSWER_MARKS = SLOT_MARKS
 
 # In the order of the enum in counters.pxd; a test holds the two together.
 COUNTERS = (
@@ -70,16 +72,17 @@ cdef class Board:
     `records` is the size of each worker's ring (rounded up to a power of two,
     1 .. 2**20), `held` how many sockets each worker may hold (0 .. 2**17),
     `share` how many of them for one source (at least 1), `key` 64 random bits,
-    `limits` the time limits in microseconds, in the order of QUEUES.  Raises
-    ValueError outside these ranges, MemoryError.
+    `waits` the different time limits in microseconds (1 .. FIFOS of them), which
+    behave() names by index.  Raises ValueError outside these ranges, MemoryError.
     """
     cdef Memory memory
     cdef Record *records
     cdef readonly object capsule
+    cdef int waits
 
     def __cinit__(
         self, int workers, int listeners, int records=16384, int held=2048, int share=64,
-        unsigned long long key=0, limits=(2_000_000, 5_000_000, 300_000, 10_000_000, 20_000_000),
+        unsigned long long key=0, waits=(2_000_000,),
     ):
         cdef int32_t which, index
         cdef Worker *worker
@@ -96,12 +99,13 @@ cdef class Board:
             raise ValueError(f"held: expected 0..{1 << 17}, got {held}")
         if share < 1:
             raise ValueError(f"share: expected at least 1, got {share}")
-        if len(limits) != len(QUEUES) or min(limits) < 1:
-            raise ValueError(f"limits: expected {len(QUEUES)} times above 0, got {limits!r}")
+        if not 1 <= len(waits) <= FIFOS or min(waits) < 1:
+            raise ValueError(f"waits: expected 1..{FIFOS} times above 0, got {waits!r}")
         while ring < <uint32_t>records:
             ring *= 2
         while buckets < held:
             buckets *= 2
+        self.waits = len(waits)
         self.memory.workers = workers
         self.memory.listeners = listeners
         self.memory.bell = -1
@@ -130,10 +134,10 @@ cdef class Board:
             worker.ring.mask = ring - 1
             pool_init(
                 &worker.pool, &self.memory.places[which * held], held,
-                &self.memory.buckets[which * buckets], buckets, share, key,
+                &self.memory.buckets[which * buckets], buckets, share, key, len(waits),
             )
-            for index in range(len(QUEUES)):
-                worker.pool.fifos[index].micros = limits[index]
+            for index in range(len(waits)):
+                worker.pool.fifos[index].micros = waits[index]
             for index in range(listeners):
                 listening = &worker.listening[index]
                 listening.fd = -1
@@ -185,13 +189,15 @@ cdef class Board:
         self.memory.facts[listener].wildcard = wildcard
 
     def behave(
-        self, int listener, str manner, str expected, str blind, str lingers, bint resets
+        self, int listener, str manner, str expected, str blind, str lingers, bint resets,
+        fifos=(0, 0, 0, 0, 0),
     ):
         """What happens to the connections of a listener.
 
         `manner` is one of MANNERS, `expected` (of "ask") one of EXPECTED, `blind`
         of WORDS (said at once, or to who cannot be held or stays silent), `lingers`
-        "park" or "drain"; with `resets` nobody is drained.
+        "park" or "drain"; with `resets` nobody is drained; `fifos` are the indices of
+        its time limits among the board's `waits`, in the order of QUEUES.
         """
         cdef Facts *facts = &self.memory.facts[self.check_listener(listener)]
         facts.manner = MANNERS.index(manner)
@@ -199,6 +205,10 @@ cdef class Board:
         facts.blind = WORDS.index(blind)
         facts.lingers = QUEUES.index(lingers)
         facts.resets = resets
+        if len(fifos) != len(QUEUES) or not 0 <= min(fifos) <= max(fifos) < self.waits:
+            raise ValueError(f"fifos: expected {len(QUEUES)} of 0..{self.waits - 1}, got {fifos!r}")
+        for index, fifo in enumerate(fifos):
+            facts.fifo[<int>index] = fifo
 
     def attach(self, int worker, int listener, int fd):
         """Give a worker its listening socket: bound, listening, non-blocking."""
@@ -215,33 +225,66 @@ cdef class Board:
     def publish(self, int listener, str words, bytes octets, int head=0):
         """Make `octets` what a listener says for `words` (one of WORDS) from now on.
 
-        `head` is the length of an HTTP answer without its body.  Raises
+        `head` is the length of an HTTP answer without its body; in the banner a NUL
+        is a place for the client's address, ANSWER_MARKS at the most.  Raises
         ValueError when it does not fit ANSWER_OCTETS.
         """
         cdef int which = WORDS.index(words)
         self.check_listener(listener)
         if not 0 <= head <= len(octets) or not slot_publish(
             &self.memory.answers[listener * <int>WORDS_COUNT + which],
-            <const char *>octets, len(octets), head,
+            <const char *>octets, len(octets), head, which == 0,
         ):
             raise ValueError(
                 f"{words}: at most {SLOT_OCTETS} octets with a head within, got {len(octets)}, {head}"
             )
 
-    def log_connections(self, str mode, int number, bint recording):
-        """Which connections become lines: one of DETAILS and its number.
-
-        `recording` false: no records at all, the ring stays empty.
-        """
-        self.memory.detail_number = number
-        self.memory.detail = DETAILS.index(mode)
+    def record(self, bint recording):
+        """Whether connections are written down at all; else the rings stay empty."""
         self.memory.recording = recording
+
+    def log_connections(self, int listener, str mode, int number, bint own):
+        """Which connections of a listener become lines: one of DETAILS and its number.
+
+        `own`: they are counted for this listener alone, not with the others'.
+        """
+        cdef Facts *facts = &self.memory.facts[self.check_listener(listener)]
+        facts.detail_number = number
+        facts.detail = DETAILS.index(mode)
+        facts.own_detail = own
 
     def stop(self):
         """Tell every loop to stop; each then needs a wakeup."""
         cdef int32_t which
         for which in range(self.memory.workers):
-            net_store32(&self.memory.worker[which].stop, 1)
+            net_store32(&self.memory.worker[which].stop, Stop.STOP_NOW)
+
+    def retire(self, leaving):
+        """Tell every loop to take no more, and to end when nobody is held any
+        more; each then needs a wakeup.  `leaving` are the listeners that no other
+        loop goes on with: their queues are answered first."""
+        cdef int32_t which
+        cdef int listener
+        for which in range(self.memory.workers):
+            for listener in leaving:
+                self.memory.worker[which].listening[self.check_listener(listener)].leaves = True
+            net_store32(&self.memory.worker[which].stop, Stop.STOP_RETIRE)
+
+    def disposal(self):
+        """([connections per bucket of time], sum in microseconds), over all workers.
+
+        Bucket n counts those that took less than 16 << n microseconds and not less
+        than the bucket before; the last one the rest.
+        """
+        cdef int32_t which
+        cdef int bucket
+        counts = [0] * DISPOSAL_BUCKETS
+        micros = 0
+        for which in range(self.memory.workers):
+            for bucket in range(DISPOSAL_BUCKETS):
+                counts[bucket] += net_load64(&self.memory.worker[which].disposal[bucket])
+            micros += net_load64(&self.memory.worker[which].disposal_micros)
+        return counts, micros
 
     def states(self):
         """[(state, errno, turns, resting listeners, held sockets, stress, times of

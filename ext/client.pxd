@@ -22,9 +22,11 @@ from http cimport (
 )
 from listeners cimport (
     EXPECTED_ANY, EXPECTED_HTTP, EXPECTED_TLS, MANNER_ASK, MANNER_QUIT,
-    SCRATCH_OCTETS, Board, Facts, Listening, Worker,
+    SCRATCH_OCTETS, Board, Facts, Listening, Worker, disposal_add,
 )
-from net cimport net_add64, net_calendar, net_discard, net_read, net_send
+from net cimport (
+    net_add64, net_calendar, net_discard, net_read, net_send, net_steady,
+)
 from pool cimport (
     HELD_DRAINING, HELD_FINE, HELD_PROBING, HELD_QUITTING, HELD_READING,
     HELD_SOURCE, HELD_TOTAL, QUEUE_DRAIN, QUEUE_PARK, QUEUE_PROBE, QUEUE_QUIT,
@@ -59,7 +61,8 @@ cdef inline int32_t client_hold(
     """The place of a client from now on, or -1 (counted) when there is no room."""
     cdef int32_t place = -1
     cdef Refusal refusal = pool_hold(
-        &worker.pool, fd, listening.index, peer, peer_port, state, queue, now, &place
+        &worker.pool, fd, listening.index, peer, peer_port, state,
+        listening.facts.fifo[<int>queue], now, &place
     )
     if refusal == HELD_FINE:
         worker.pool.places[place].dialogue.matched = 0
@@ -75,6 +78,16 @@ cdef inline int32_t client_hold(
     return -1
 
 
+cdef inline void client_move(
+    Worker *worker, int32_t place, Held state, Queue queue, int64_t now
+) noexcept nogil:
+    cdef Client *client = &worker.pool.places[place]
+    pool_move(
+        &worker.pool, place, state,
+        worker.listening[client.listener].facts.fifo[<int>queue], now,
+    )
+
+
 cdef inline void client_close(Worker *worker, int32_t place) noexcept nogil:
     close(pool_leave(&worker.pool, place))
 
@@ -85,6 +98,7 @@ cdef inline void client_note(
     cdef Client *client = &worker.pool.places[place]
     cdef Listening *listening = &worker.listening[client.listener]
     count(listening.counters, outcome, words)
+    disposal_add(worker, net_steady() - client.since, 1)
     record(
         board, worker, listening, client.fd, client.peer, client.peer_port, net_calendar(),
         outcome, words,
@@ -101,7 +115,7 @@ cdef inline void client_answer(
     cdef Client *client = &worker.pool.places[place]
     cdef Listening *listening = &worker.listening[client.listener]
     cdef const Facts *facts = listening.facts
-    cdef Outcome outcome = say(listening, words, head, not facts.resets, client.fd)
+    cdef Outcome outcome = say(listening, words, head, not facts.resets, client.fd, client.peer)
     cdef bint whole = outcome == OUTCOME_SENT
     if whole and late and words != WORDS_BANNER:
         outcome = OUTCOME_EXPIRED
@@ -111,7 +125,7 @@ cdef inline void client_answer(
     elif late and facts.lingers == QUEUE_PARK and look(client.fd, OUTCOME_SENT) != OUTCOME_EARLY:
         client_close(worker, place)
     else:
-        pool_move(&worker.pool, place, HELD_DRAINING, <Queue>facts.lingers, now)
+        client_move(worker, place, HELD_DRAINING, <Queue>facts.lingers, now)
 
 
 cdef inline bint client_failed(
@@ -177,7 +191,7 @@ cdef inline void client_probe(Board *board, Worker *worker, int32_t place, size_
     if guess == GUESS_MORE and client.first_length < PROBE_OCTETS:
         return
     if guess == GUESS_HTTP:
-        pool_move(&worker.pool, place, HELD_READING, QUEUE_REQUEST, now)
+        client_move(worker, place, HELD_READING, QUEUE_REQUEST, now)
         http_read(&client.http, client.first, before)
         client_request(board, worker, place, worker.scratch, length, now)
     elif guess == GUESS_TLS:
@@ -226,8 +240,8 @@ cdef inline void client_commands(Board *board, Worker *worker, int32_t place, si
         client_reply(worker, client, slot_current(&listening.answers[<int>WORDS_WRONG]), wrong)
     if command == COMMAND_QUIT:
         net_add64(&listening.counters.count[<int>QUITS], 1)
-        say(listening, WORDS_BYE, False, True, client.fd)
-        pool_move(&worker.pool, place, HELD_DRAINING, QUEUE_PARK, now)
+        say(listening, WORDS_BYE, False, True, client.fd, client.peer)
+        client_move(worker, place, HELD_DRAINING, QUEUE_PARK, now)
 
 
 cdef inline void client_readable(Board *board, Worker *worker, int32_t place, int64_t now) noexcept nogil:
@@ -282,9 +296,9 @@ cdef inline void client_due(Board *board, Worker *worker, int32_t place, int64_t
         client_answer(board, worker, place, WORDS_TIMEOUT, False, True, now)
     else:
         if (
-            say(listening, WORDS_LATE, False, True, client.fd) == OUTCOME_SENT
+            say(listening, WORDS_LATE, False, True, client.fd, client.peer) == OUTCOME_SENT
             and look(client.fd, OUTCOME_SENT) == OUTCOME_EARLY
         ):
-            pool_move(&worker.pool, place, HELD_DRAINING, QUEUE_PARK, now)
+            client_move(worker, place, HELD_DRAINING, QUEUE_PARK, now)
         else:
             client_close(worker, place)

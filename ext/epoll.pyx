@@ -25,13 +25,13 @@ from counters cimport (
 )
 from listeners cimport (
     BATCH, EXPECTED_HTTP, MANNER_ASK, MANNER_DRAIN, MANNER_NOW, MANNER_QUIT,
-    MANNER_RESET, Batch, Board, Facts, Listening, State, Worker, listener_rise,
-    listener_stumble,
+    MANNER_RESET, Batch, Board, Facts, Listening, State, Stop, Worker,
+    disposal_add, listener_rise, listener_stumble,
 )
 from net cimport (
     net_accept, net_add64, net_calendar, net_close_range, net_half_close,
     net_load32, net_name_thread, net_own_descriptors, net_sleep, net_steady,
-    net_store32, net_unpack,
+    net_store32, net_unpack, sockaddr_storage,
 )
 from pool cimport (
     HELD_DRAINING, HELD_PROBING, HELD_QUITTING, HELD_READING, NOBODY,
@@ -41,7 +41,7 @@ from pool cimport (
 from ring cimport (
     OUTCOME_EARLY, OUTCOME_FULL, OUTCOME_SENT, OUTCOME_WAITS, Outcome,
 )
-from slot cimport WORDS_BANNER, Words
+from slot cimport WORDS_BANNER, Words, slot_current
 
 cdef extern from "<sys/epoll.h>" nogil:
     enum:
@@ -101,14 +101,19 @@ cdef inline bint hold(
     return False
 
 
-cdef inline Outcome greet(const Listening *listening, int fd) noexcept nogil:
+cdef inline Outcome greet(
+    const Listening *listening, int fd, const sockaddr_storage *address
+) noexcept nogil:
     """What is said to a connection the moment it is accepted."""
     cdef const Facts *facts = listening.facts
+    cdef unsigned char peer[16]
+    if slot_current(&listening.answers[<int>WORDS_BANNER]).marks > 0:
+        net_unpack(address, peer)
     if facts.manner == MANNER_NOW or facts.manner == MANNER_DRAIN:
-        return say(listening, WORDS_BANNER, False, True, fd)
+        return say(listening, WORDS_BANNER, False, True, fd, peer)
     if facts.manner == MANNER_ASK:
         return OUTCOME_WAITS
-    return say(listening, WORDS_BANNER, False, False, fd)
+    return say(listening, WORDS_BANNER, False, False, fd, peer)
 
 
 cdef inline bint take(
@@ -126,7 +131,9 @@ cdef inline bint take(
         fd = net_accept(listening.fd, &batch.peer[taken[0]])
         if fd >= 0:
             batch.fd[taken[0]] = fd
-            batch.outcome[taken[0]] = <uint8_t>greet(listening, fd)
+            batch.outcome[taken[0]] = <uint8_t>greet(
+                listening, fd, &batch.peer[taken[0]]
+            )
             taken[0] += 1
         elif errno == EAGAIN:
             return True
@@ -158,7 +165,7 @@ cdef inline Outcome settle(
         if held[0]:
             net_add64(&listening.counters.count[<int>HELD], 1)
             return OUTCOME_WAITS
-        outcome = say(listening, <Words>facts.blind, False, not facts.resets, fd)
+        outcome = say(listening, <Words>facts.blind, False, not facts.resets, fd, peer)
         outcome = look(fd, outcome)
         return OUTCOME_FULL if outcome == OUTCOME_EARLY else outcome
     if facts.manner == MANNER_QUIT:
@@ -231,6 +238,7 @@ cdef inline void let_go(
         first = last = fd
     close_run(first, last)
     net_add64(&listening.counters.count[<int>ACCEPTED], <uint64_t>taken)
+    disposal_add(worker, net_steady() - now, <uint64_t>taken)
 
 
 cdef inline void close_run(int first, int last) noexcept nogil:
@@ -307,13 +315,34 @@ cdef void farewell(Board *board, int poller, Worker *worker) noexcept nogil:
     for index in range(worker.listeners):
         listening = &worker.listening[index]
         taken = 0
-        while taken < LAST_ACCEPTS and net_steady() < until:
+        while listening.fd >= 0 and taken < LAST_ACCEPTS and net_steady() < until:
             if serve(board, poller, worker, listening, until, &taken):
                 break
     for index in range(worker.pool.capacity):
         if worker.pool.places[index].fd != NOBODY:
             client_close(worker, index)
     close(poller)
+
+
+cdef void retire(Board *board, int poller, Worker *worker) noexcept nogil:
+    """Take no more connections: those of a listener that leaves are answered to
+    the last, the others are left to the loop that goes on with it."""
+    cdef int64_t until = net_steady() + LAST_MICROS
+    cdef int32_t index
+    cdef int taken = 0
+    cdef Listening *listening
+    for index in range(worker.listeners):
+        listening = &worker.listening[index]
+        if listening.resting:
+            listener_rise(worker, listening)
+        else:
+            unwatch(poller, listening.fd)
+        while listening.leaves and taken < LAST_ACCEPTS and net_steady() < until:
+            if serve(board, poller, worker, listening, until, &taken):
+                break
+        if worker.own_table:
+            close(listening.fd)
+        listening.fd = -1
 
 
 cdef void turn_until_stopped(Board *board, int poller, Worker *worker) noexcept nogil:
@@ -324,7 +353,15 @@ cdef void turn_until_stopped(Board *board, int poller, Worker *worker) noexcept 
     cdef int32_t index
     cdef uint64_t note
     cdef bint emptied
-    while not net_load32(&worker.stop):
+    cdef bint retired = False
+    while net_load32(&worker.stop) != <uint32_t>Stop.STOP_NOW:
+        if net_load32(&worker.stop) == <uint32_t>Stop.STOP_RETIRE:
+            if not retired:
+                retired = True
+                retire(board, poller, worker)
+                now = net_steady()
+            if worker.pool.used == 0:
+                return
         ready = epoll_wait(poller, events, EVENTS, patience(worker, now))
         before = now
         now = net_steady()

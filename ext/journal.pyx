@@ -35,6 +35,7 @@ cdef enum:
     # writable does not block (POSIX PIPE_BUF on Linux; 512 at the least).
     STREAM_OCTETS = 4096
     PATIENCE_MILLIS = 100
+    COPIES_OCTETS = 1 << 18
 
 KINDS = ("none", "datagram", "stream")
 
@@ -143,6 +144,10 @@ cdef class Reader:
     cdef Tail *tails
     cdef Tally *tally
     cdef Outlet *outlet
+    cdef long long *allowed
+    cdef char *copies
+    cdef size_t copied
+    cdef int wanted
 
     def __cinit__(self, board, tails, unsigned long long key):
         cdef bytes words
@@ -151,7 +156,11 @@ cdef class Reader:
         self.tails = <Tail *>calloc(self.memory.listeners * <int>WORDS_COUNT, sizeof(Tail))
         self.tally = <Tally *>calloc(1, sizeof(Tally))
         self.outlet = <Outlet *>calloc(1, sizeof(Outlet))
-        if self.tails == NULL or self.tally == NULL or self.outlet == NULL:
+        self.allowed = <long long *>calloc(self.memory.listeners + 1, sizeof(long long))
+        if (
+            self.tails == NULL or self.tally == NULL or self.outlet == NULL
+            or self.allowed == NULL
+        ):
             raise MemoryError()
         self.tally.key = key
         if len(tails) != self.memory.listeners * <int>WORDS_COUNT:
@@ -168,12 +177,16 @@ cdef class Reader:
         free(self.tails)
         free(self.tally)
         free(self.outlet)
+        free(self.allowed)
+        free(self.copies)
 
-    def pull(self, int fd, str kind, bytes header, long long allowed):
-        """Read every record that waits; write at most `allowed` lines.
+    def pull(self, int fd, str kind, bytes header, allowed, int wanted=0):
+        """Read every record that waits; write lines, at most `allowed`: [for all
+        listeners that have no count of their own, for listener 0, for 1, ...].
 
         `kind` is one of KINDS.  Returns (records read, lines sent, lines lost,
-        errno of the loss or 0).  Never raises for what the log does.
+        errno of the loss or 0, what is left of `allowed`, the first `wanted` records
+        as text).  Never raises for what the log does.
         """
         cdef uint64_t seen = 0
         cdef int worker
@@ -185,31 +198,60 @@ cdef class Reader:
         self.outlet.kind = KINDS.index(kind)
         self.outlet.error = 0
         self.outlet.sent = self.outlet.lost = 0
+        if len(allowed) != self.memory.listeners + 1:
+            raise ValueError(f"allowed: expected {self.memory.listeners + 1}, got {len(allowed)}")
+        for index, count in enumerate(allowed):
+            self.allowed[<int>index] = count
+        self.wanted = wanted
+        self.copied = 0
+        if wanted > 0 and self.copies == NULL:
+            # Only who watches pays for it, and only once.
+            self.copies = <char *>calloc(1, COPIES_OCTETS)
+            if self.copies == NULL:
+                raise MemoryError()
         with nogil:
             self.outlet.until = net_steady() + PATIENCE_MILLIS * 1000
             for worker in range(self.memory.workers):
-                seen += self.read(&self.memory.worker[worker].ring, &allowed)
+                seen += self.read(&self.memory.worker[worker].ring)
             if self.outlet.kind == 1:
                 flush_datagrams(self.outlet)
             elif self.outlet.kind == 2:
                 flush_stream(self.outlet)
-        return seen, self.outlet.sent, self.outlet.lost, self.outlet.error
+        left = [self.allowed[index] for index in range(self.memory.listeners + 1)]
+        text = self.copies[:self.copied].decode("ascii").splitlines() if self.copied else []
+        return seen, self.outlet.sent, self.outlet.lost, self.outlet.error, left, text
 
-    cdef uint64_t read(self, Ring *ring, long long *allowed) noexcept nogil:
+    cdef void copy(self, const Record *record, const Tail *tail) noexcept nogil:
+        """One more record as text, for who asked for them."""
+        cdef char *end
+        if self.copied + ROOM > COPIES_OCTETS:
+            return
+        end = put_record(self.copies + self.copied, record, tail.octets, tail.length)
+        end[0] = c"\n"
+        self.copied = <size_t>(end + 1 - self.copies)
+        self.wanted -= 1
+
+    cdef uint64_t read(self, Ring *ring) noexcept nogil:
         cdef uint32_t waiting = ring_waiting(ring)
         cdef uint32_t index
         cdef uint32_t kept = 0
         cdef const Record *record
+        cdef const Tail *tail
+        cdef long long *allowed
         for index in range(waiting):
             record = ring_peek(ring, kept)
             kept += 1
             tally_add(self.tally, record.peer)
-            if record.flags & RECORD_DETAILED and allowed[0] > 0 and self.outlet.kind != 0:
-                allowed[0] -= 1
-                say(
-                    self.outlet, record,
-                    &self.tails[record.listener * <int>WORDS_COUNT + record.words],
-                )
+            tail = &self.tails[record.listener * <int>WORDS_COUNT + record.words]
+            if self.wanted > 0:
+                self.copy(record, tail)
+            if record.flags & RECORD_DETAILED and self.outlet.kind != 0:
+                allowed = &self.allowed[0]
+                if self.memory.facts[record.listener].own_detail:
+                    allowed = &self.allowed[record.listener + 1]
+                if allowed[0] > 0:
+                    allowed[0] -= 1
+                    say(self.outlet, record, tail)
             # Give room back as we go: a loop at full rate needs it.
             if kept == 256:
                 ring_release(ring, kept)

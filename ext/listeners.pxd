@@ -11,7 +11,7 @@ from counters cimport (
     ERR_EINTR, RESTS, Counter, Counters, Policy, counter_of_errno, policy_of,
 )
 from net cimport net_add64, sockaddr_storage
-from pool cimport Client, Pool
+from pool cimport QUEUES, Client, Pool
 from ring cimport Ring
 from slot cimport Answer
 
@@ -26,12 +26,21 @@ cdef enum:
     BATCH = 128
     # One read of a held client, or one burst of replies to it.
     SCRATCH_OCTETS = 4096
+    # How long a connection took, from the turn it was accepted in to its close
+    # (or, for a held client, to its answer): bucket n counts those below
+    # 16 << n microseconds, the last one the rest.
+    DISPOSAL_BUCKETS = 24
 
 cdef enum Detail:
     DETAIL_NONE     # no connection lines
     DETAIL_CAPPED   # the first N of every second
     DETAIL_SAMPLE   # every Nth
     DETAIL_ALL
+
+cdef enum Stop:
+    STOP_NOT
+    STOP_RETIRE     # take no more; end when nobody is held any more
+    STOP_NOW
 
 cdef enum State:
     STATE_NEW
@@ -64,7 +73,16 @@ cdef struct Facts:
     uint32_t expected   # enum Expected
     uint32_t blind      # enum Words: said to who cannot be held, or stays silent
     uint32_t lingers    # enum Queue: how long who talked is drained
+    uint8_t fifo[QUEUES]    # the FIFO of the pool for each enum Queue
+    bint own_detail     # lines are counted for this listener alone
+    uint32_t detail     # enum Detail
+    uint32_t detail_number
     bint resets         # nobody is drained: the close is a reset
+
+cdef struct Budget:
+    # Lines left for connections.
+    int64_t second
+    uint32_t left
 
 cdef struct Listening:
     # One listener of one worker.
@@ -72,6 +90,8 @@ cdef struct Listening:
     int32_t index
     bint resting
     int64_t retry       # steady clock; when to come back from resting
+    bint leaves         # [shell] retire: no other loop goes on with it
+    Budget budget
     const Facts *facts
     const Answer *answers   # [WORDS]
     Counters *counters
@@ -87,13 +107,14 @@ cdef struct Worker:
     int32_t listeners
     int wake            # readable when the shell wants the loop to look up
     bint own_table      # its descriptors are its own, not the process's
-    uint32_t stop       # [shell]
+    uint32_t stop       # [shell] enum Stop
     uint32_t state
     int32_t error
     uint32_t resting    # how many listeners rest
     uint64_t turns      # grows while the loop turns; for a watchdog
-    uint32_t detail_left
-    int64_t detail_second
+    Budget budget
+    uint64_t disposal[DISPOSAL_BUCKETS]     # connections by time, see below
+    uint64_t disposal_micros                # their sum
     Listening *listening
     Ring ring
     Pool pool
@@ -106,8 +127,6 @@ cdef struct Board:
     int32_t listeners
     bint recording      # records are wanted at all
     int bell            # written to when a ring is half full; -1 for nobody
-    uint32_t detail     # [shell] enum Detail
-    uint32_t detail_number
     Worker *worker
     Facts *facts
     Answer *answers         # [listeners * WORDS]
@@ -140,3 +159,12 @@ cdef inline void listener_rise(Worker *worker, Listening *listening) noexcept no
     """The rest is over; the caller puts the listener back into its poller."""
     listening.resting = False
     worker.resting -= 1
+
+
+cdef inline void disposal_add(Worker *worker, int64_t micros, uint64_t connections) noexcept nogil:
+    """Count how long some connections took."""
+    cdef int bucket = 0
+    while bucket < DISPOSAL_BUCKETS - 1 and micros >= (<int64_t>16 << bucket):
+        bucket += 1
+    net_add64(&worker.disposal[bucket], connections)
+    net_add64(&worker.disposal_micros, <uint64_t>max(micros, 0) * connections)

@@ -17,7 +17,8 @@ from source cimport source_bucket, source_same
 cdef enum:
     NOBODY = -1
 
-# One FIFO a time limit.
+# Why a socket waits.  Each listener has a time limit for each, and equal limits
+# share a FIFO.
 cdef enum Queue:
     QUEUE_PARK          # an early talker, drained after the answer
     QUEUE_DRAIN         # `drain`: anybody, drained after the answer
@@ -25,6 +26,9 @@ cdef enum Queue:
     QUEUE_REQUEST       # a client that must speak first, or finish its request
     QUEUE_QUIT          # `quit`: the dialogue
     QUEUES
+
+cdef enum:
+    FIFOS = 64          # different time limits; listeners may have their own
 
 cdef enum Held:
     HELD_DRAINING       # answered and half-closed: input is thrown away
@@ -46,11 +50,12 @@ cdef struct Client:
     int32_t before      # neighbours in the chain of the source's bucket
     int32_t after
     int32_t bucket
-    uint8_t queue
+    uint8_t queue       # its FIFO
     uint8_t state
     uint8_t first_length
     uint8_t spare
     int64_t deadline    # microseconds of the steady clock
+    int64_t since
     unsigned char peer[16]
     uint16_t peer_port
     unsigned char first[PROBE_OCTETS]
@@ -75,12 +80,13 @@ cdef struct Pool:
     bint stress
     uint64_t stresses   # times that stress began
     uint64_t key
-    Fifo fifos[QUEUES]
+    int32_t fifo_count
+    Fifo fifos[FIFOS]
 
 
 cdef inline void pool_init(
     Pool *pool, Client *places, int32_t capacity, int32_t *buckets, int32_t bucket_count,
-    int32_t share, uint64_t key,
+    int32_t share, uint64_t key, int32_t fifo_count,
 ) noexcept nogil:
     """`bucket_count` is a power of two."""
     cdef int32_t index
@@ -101,13 +107,14 @@ cdef inline void pool_init(
         places[index].older = index + 1 if index + 1 < capacity else NOBODY
     for index in range(bucket_count):
         buckets[index] = NOBODY
-    for index in range(<int>QUEUES):
+    pool.fifo_count = fifo_count
+    for index in range(fifo_count):
         pool.fifos[index].oldest = pool.fifos[index].newest = NOBODY
 
 
-cdef inline void fifo_append(Pool *pool, int32_t place, Queue queue, int64_t now) noexcept nogil:
+cdef inline void fifo_append(Pool *pool, int32_t place, int queue, int64_t now) noexcept nogil:
     cdef Client *client = &pool.places[place]
-    cdef Fifo *fifo = &pool.fifos[<int>queue]
+    cdef Fifo *fifo = &pool.fifos[queue]
     client.queue = <uint8_t>queue
     client.deadline = now + fifo.micros
     client.older = fifo.newest
@@ -147,7 +154,7 @@ cdef inline bint pool_has_share(const Pool *pool, int32_t bucket, const unsigned
 
 cdef inline Refusal pool_hold(
     Pool *pool, int fd, int32_t listener, const unsigned char *peer, uint16_t peer_port,
-    Held state, Queue queue, int64_t now, int32_t *place,
+    Held state, int queue, int64_t now, int32_t *place,
 ) noexcept nogil:
     """Take a place for a socket, or say why there is none."""
     cdef int32_t bucket
@@ -164,6 +171,7 @@ cdef inline Refusal pool_hold(
     client = &pool.places[place[0]]
     pool.free = client.older
     client.fd = fd
+    client.since = now
     client.listener = listener
     client.state = <uint8_t>state
     client.first_length = 0
@@ -185,7 +193,7 @@ cdef inline Refusal pool_hold(
 
 
 cdef inline void pool_move(
-    Pool *pool, int32_t place, Held state, Queue queue, int64_t now
+    Pool *pool, int32_t place, Held state, int queue, int64_t now
 ) noexcept nogil:
     """The same socket in another state, with another time limit from now on."""
     pool.places[place].state = <uint8_t>state
@@ -217,7 +225,7 @@ cdef inline int32_t pool_due(const Pool *pool, int64_t now) noexcept nogil:
     """A place whose time is over, or NOBODY."""
     cdef int index
     cdef int32_t oldest
-    for index in range(<int>QUEUES):
+    for index in range(pool.fifo_count):
         oldest = pool.fifos[index].oldest
         if oldest != NOBODY and pool.places[oldest].deadline <= now:
             return oldest
@@ -229,7 +237,7 @@ cdef inline int64_t pool_deadline(const Pool *pool) noexcept nogil:
     cdef int64_t next = -1
     cdef int index
     cdef int32_t oldest
-    for index in range(<int>QUEUES):
+    for index in range(pool.fifo_count):
         oldest = pool.fifos[index].oldest
         if oldest != NOBODY and (next < 0 or pool.places[oldest].deadline < next):
             next = pool.places[oldest].deadline

@@ -21,7 +21,11 @@ _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _ZONE = re.compile(r"[A-Za-z0-9+-]{1,8}")
 _FIELD = re.compile(r"\{([^{}]*)\}")
-_FIELDS = ("name", "version", "date", "location")
+_FIELDS = ("name", "version", "date", "location", "contact", "client")
+# The place of the client's address: the loop fills it in, for each client.
+CLIENT = "\0"
+_LONGEST_CLIENT = "0000:0000:0000:0000:0000:ffff:255.255.255.255"
+CLIENTS = 4  # places in one answer
 # As long as a date can be: every banner must fit at any moment.
 LONGEST_DATE = "Mon, 01 Sep 2003 07:30:17 -0600 (ABCDEFGH)"
 

@@ -24,7 +24,7 @@ class Line:
     """One line of a persona's text, without reply code, and where it stands."""
 
     text: str
-    where: str  # file:line, for messages
+    where: str = field(compare=False)  # file:line, for messages
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,17 @@ class Persona:
 
 
 @dataclass(frozen=True, slots=True)
+class Waits:
+    """Time limits of held sockets, in seconds."""
+
+    park: float = 2.0  # an early talker is drained
+    drain: float = 5.0  # everybody is drained, with close policy `drain`
+    probe: float = 0.3  # `auto` waits for the first octets
+    request: float = 10.0  # a client must say what it wants
+    quit: float = 20.0  # the dialogue of `quit`
+
+
+@dataclass(frozen=True, slots=True)
 class Listener:
     """One address that is listened on, and what is said there."""
 
@@ -72,6 +83,9 @@ class Listener:
     close: Close = "now"
     protocol: str = "smtp"  # of PROTOCOLS, or text:KIND
     timewait: bool = True
+    contact: str = ""
+    detail: tuple[Detail, int] | None = None  # its own --log-connections
+    waits: Waits = field(default_factory=lambda: Waits())
 
     @property
     def ipv6(self) -> bool:
@@ -103,17 +117,12 @@ class Listener:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Memory taken at start, and times in seconds."""
+    """Memory taken at start, and seconds between interval lines."""
 
     records: int = 16384  # connection records per worker waiting for the journal
     held: int = 4096  # sockets that outlive their turn, over all workers
     share: int = 64  # of them, for one source: an address, or an IPv6 /64
-    park: float = 2.0  # an early talker is drained
-    drain: float = 5.0  # everybody is drained, with close policy `drain`
-    probe: float = 0.3  # `auto` waits for the first octets
-    request: float = 10.0  # a client must say what it wants
-    quit: float = 20.0  # the dialogue of `quit`
-    interval: float = 60.0  # between interval lines
+    interval: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +143,7 @@ class Settings:
     identity: Identity | None = None  # None: not root, stay who we are
     chroot: str | None = None
     pidfile: str | None = None
+    control: str | None = None  # the control socket
     log: LogTarget = "syslog"
     syslog_socket: str = SYSLOG_SOCKET
     detail: Detail = "capped"

@@ -23,14 +23,15 @@ NAMES = ("mail", "blocked", "spammer", "abused", "worm")
 HOME = Path(__file__).parent
 
 
-def read(path: Path) -> Persona:
-    """The persona in a file, named after it.  Raises Failure with every mistake."""
+def read(path: Path, name: str | None = None) -> Persona:
+    """The persona in a file, named after it if not otherwise.  Raises Failure with
+    every mistake."""
     try:
         octets = path.read_bytes()
     except OSError as error:
         raise Failure(DATA, f"{path}: {error.strerror}") from None
     document = Document(str(path), octets, DATA)
-    persona = from_table(path.stem, document.root)
+    persona = from_table(name or path.stem, document.root)
     document.finish()
     assert persona is not None  # else there were mistakes, and finish() has raised
     return persona

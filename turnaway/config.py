@@ -1,0 +1,208 @@
+"""The configuration files -> a Draft: /etc/turnaway/turnaway.toml and its drop-ins.
+
+Everything that an option can say, per listener where that makes sense, and
+personas of one's own.  All mistakes of all files are told together, each as
+`file:line: listener[2].port: expected 1..65535, got "25x"`.  What the values
+mean together is draft.py's business.
+
+A drop-in is FILE.d/*.toml, read after FILE in the order of names: its top-level
+keys and personas replace earlier ones, its listeners are added.
+"""
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from turnaway import banner, personas, values
+from turnaway.draft import Draft, ListenerDraft, Mistakes
+from turnaway.exits import CONFIGURATION, Failure
+from turnaway.settings import DEFAULT_PORT, Persona
+from turnaway.tables import Document, Table
+
+T = TypeVar("T")
+
+# FreeBSD and OpenBSD keep what is not of the base system under /usr/local.
+DEFAULT = Path("/etc/turnaway/turnaway.toml")
+
+# Time limits of held sockets in seconds; the keys of [waits].
+WAITS = ("park", "drain", "probe", "request", "quit")
+
+
+def files(path: Path) -> list[Path]:
+    """The file and its drop-ins, in the order they are read."""
+    return [path, *sorted(path.with_name(path.name + ".d").glob("*.toml"))]
+
+
+def read(path: Path, mistakes: Mistakes) -> Draft:
+    """Every file as one draft; what is wrong with them goes to `mistakes`."""
+    draft = Draft()
+    for one in files(path):
+        try:
+            octets = _octets(one)
+            document = Document(str(one), octets, CONFIGURATION)
+            _File(document, draft, one.parent, mistakes)
+            document.finish()
+        except Failure as failure:
+            for reason in failure.reasons:
+                mistakes.add(reason, failure.status)
+    return draft
+
+
+def _octets(path: Path) -> bytes:
+    """The text of a file that, for root, nobody else may write to."""
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            if os.geteuid() == 0 and status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                raise Failure(
+                    CONFIGURATION,
+                    f"{path}: others than its owner may write to it, so root does not read it;"
+                    f" chmod go-w {path}",
+                )
+            return file.read()
+    except OSError as error:
+        raise Failure(CONFIGURATION, f"{path}: {error.strerror}") from None
+
+
+class _File:
+    """One file being read into the draft."""
+
+    def __init__(
+        self, document: Document, draft: Draft, folder: Path, mistakes: Mistakes
+    ) -> None:
+        self.document = document
+        self.draft = draft
+        self.folder = folder
+        self.mistakes = mistakes
+        top = document.root
+        for key, value in self._process(top).items():
+            draft.put(key, value, f"{top.where(key)}: {key}")
+        for key, value in self._message(top).items():
+            draft.put(key, value, f"{top.where(key)}: {key}")
+        if (waits := top.table("waits")) is not None:
+            draft.put("waits", self._waits(waits), top.where("waits"))
+        if (own := top.table("personas")) is not None:
+            for name in own.data:
+                if (table := own.table(name)) is not None:
+                    persona = self._persona(name, table)
+                    if persona is not None:
+                        draft.personas[name] = persona
+        for table in top.array("listener"):
+            if (listener := self._listener(table)) is not None:
+                draft.listeners.append(listener)
+
+    def _text(self, table: Table, key: str, check: Callable[[str], T]) -> T | None:
+        text = table.string(key)
+        if text is None:
+            return None
+        try:
+            return check(text)
+        except ValueError as error:
+            table.wrong(key, str(error))
+            return None
+
+    def _process(self, table: Table) -> dict[str, Any]:
+        """What is said once for the whole process."""
+        found: dict[str, Any] = {
+            "user": table.string("user"),
+            "group": table.string("group"),
+            "chroot": self._text(table, "chroot", values.absolute),
+            "log": self._text(table, "log", values.log),
+            "interval": table.number("interval", 1, 86400),
+            "max-held": table.number("max-held", 0, 1 << 17),
+            "max-held-source": table.number("max-held-source", 1, 1 << 17),
+            "records": table.number("records", 64, 1 << 20),
+        }
+        for key in ("pidfile", "control"):
+            if (text := table.string(key)) is not None:
+                if text == "none":
+                    found[key] = None
+                    table.asked.add(key)
+                    self.draft.put(key, None, f"{table.where(key)}: {key}")
+                    continue
+                try:
+                    found[key] = values.absolute(text)
+                except ValueError as error:
+                    table.wrong(key, str(error))
+        if table.data.get("workers") == "auto":
+            table.asked.add("workers")
+            found["workers"] = values.workers("auto")
+        elif "workers" in table.data:
+            found["workers"] = table.number("workers", 1, values.MOST_WORKERS)
+        return {key: value for key, value in found.items() if value is not None}
+
+    def _message(self, table: Table) -> dict[str, Any]:
+        """What may be said at the top, for all, and again for a listener."""
+        found = {
+            "location": self._text(table, "location", values.printable),
+            "contact": self._text(table, "contact", values.printable),
+            "persona": table.string("persona"),
+            "protocol": self._text(table, "protocol", values.protocol),
+            "close": self._text(table, "close", values.close),
+            "single-line": table.boolean("single-line"),
+            "timewait": table.boolean("timewait"),
+            "log-connections": self._text(table, "log-connections", values.detail),
+        }
+        code = table.number("code", 400, 599)
+        if code is not None:
+            if banner.refuses(code):
+                found["code"] = code
+            else:
+                table.wrong("code", f"expected 4yz or 5yz (RFC 5321 4.2), got {code}")
+        return {key: value for key, value in found.items() if value is not None}
+
+    def _waits(self, table: Table) -> dict[str, float]:
+        found = {}
+        for key in WAITS:
+            expected = "seconds, 0.01..600"
+            value = table.take(key, (int, float), expected, required=False)
+            if value is None:
+                continue
+            if not 0.01 <= value <= 600:
+                table.wrong(key, f"expected {expected}, got {value}")
+            else:
+                found[key] = float(value)
+        return found
+
+    def _persona(self, name: str, table: Table) -> Persona | None:
+        """Inline, or the name of a file beside this one."""
+        if "file" not in table.data:
+            return personas.from_table(name, table)
+        file = table.string("file")
+        if file is None:
+            return None
+        try:
+            return personas.read(self.folder / file, name)
+        except Failure as failure:
+            for reason in failure.reasons:
+                self.mistakes.add(reason, failure.status)
+            return None
+
+    def _listener(self, table: Table) -> ListenerDraft | None:
+        where = self.document.where(table.path)
+        port = table.number("port", 1, 65535)
+        name = self._text(table, "name", values.host_name)
+        if "name" not in table.data:
+            table.wrong("name", "expected a host name, such as mx.example.com, got nothing")
+        places = []
+        if isinstance(table.data.get("address"), str):
+            texts = [table.string("address")]
+        else:
+            texts = table.list_of("address", str, "string", required=True) or []
+        for text in texts:
+            try:
+                address, given = values.place(text or "")
+            except ValueError as error:
+                table.wrong("address", str(error))
+                continue
+            explicit = (text or "").endswith(f":{given}") and given != DEFAULT_PORT
+            places.append((address, given if explicit or port is None else port))
+        own = self._message(table)
+        if (waits := table.table("waits")) is not None:
+            own["waits"] = self._waits(waits)
+        if name is None:
+            return None
+        number = table.path[-1]
+        return ListenerDraft(f"{where}: listener[{number}]", places, name, own)

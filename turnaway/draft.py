@@ -1,0 +1,279 @@
+"""What was asked for, before it is settled: the command line, the files, and how
+they come together.
+
+Owns: the order in which a value is looked for, and every check that needs more
+than one value.  A listener's own value wins; then the command line's; then the
+top of the files; then the persona's, or the default.
+"""
+
+import grp
+import os
+import pwd
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from turnaway import answers, personas
+from turnaway.exits import CONFIGURATION, DATA, NO_PERMISSION, NO_USER, USAGE, Failure
+from turnaway.settings import (
+    Detail,
+    Identity,
+    Limits,
+    Listener,
+    Persona,
+    Settings,
+    Waits,
+)
+from turnaway.values import workers
+
+T = TypeVar("T")
+
+DEFAULT_PERSONA = "mail"  # 421: the one that loses nothing when it was a mistake
+
+
+@dataclass
+class ListenerDraft:
+    """One [[listener]], or one LISTENER of the command line."""
+
+    where: str  # "LISTENER argument 2 '...'", or file:line: listener[1]
+    places: list[tuple[str, int]]
+    name: str
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Draft:
+    """Values by name, checked one by one; `wheres` says where each stood."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    wheres: dict[str, str] = field(default_factory=dict)
+    listeners: list[ListenerDraft] = field(default_factory=list)
+    personas: dict[str, Persona] = field(default_factory=dict)
+
+    def put(self, key: str, value: Any, where: str) -> None:
+        self.values[key] = value
+        self.wheres[key] = where
+
+
+class Mistakes:
+    """Every mistake, once, with the exit status of its kind."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[int, str]] = []
+
+    def add(self, said: str, status: int = USAGE) -> None:
+        if (status, said) not in self.found:
+            self.found.append((status, said))
+
+    def finish(self) -> None:
+        """Raise Failure if there are any; of several kinds, files come first."""
+        if not self.found:
+            return
+        kinds = {status for status, _ in self.found}
+        if len(kinds) == 1:
+            status = kinds.pop()
+        else:
+            status = CONFIGURATION if CONFIGURATION in kinds else USAGE
+        raise Failure(status, *(said for _, said in self.found))
+
+
+class Settling:
+    """One command line and one set of files becoming Settings."""
+
+    def __init__(
+        self, program: str, line: Draft, files: Draft, mistakes: Mistakes
+    ) -> None:
+        self.program = program
+        self.line = line
+        self.files = files
+        self.mistakes = mistakes
+        self._shipped: dict[str, Persona | None] = {}
+
+    def value(self, key: str, default: T, own: ListenerDraft | None = None) -> T:
+        for values in (own.values if own else {}, self.line.values, self.files.values):
+            if key in values:
+                found: T = values[key]
+                return found
+        return default
+
+    def where(self, key: str) -> str:
+        return self.line.wheres.get(key) or self.files.wheres.get(key) or f"--{key}"
+
+    def settings(self) -> Settings:
+        """Raises Failure with every mistake."""
+        listeners = self._listeners()
+        identity = self._identity()
+        pidfile = self.value("pidfile", self._default_path(".pid"))
+        control = self.value("control", self._default_path(".ctl"))
+        self._chroot()
+        self.mistakes.finish()
+        target, socket = self.value("log", ("syslog", "/dev/log"))
+        detail, number = self.value("log-connections", ("capped", 20))
+        default = Limits()
+        return Settings(
+            program=self.program,
+            listeners=tuple(listeners),
+            workers=self.value("workers", workers("auto")),
+            foreground=self.value("foreground", False) or "NOTIFY_SOCKET" in os.environ,
+            identity=identity,
+            chroot=self.value("chroot", None),
+            pidfile=pidfile,
+            control=control,
+            log=target,
+            syslog_socket=socket,
+            detail=detail,
+            detail_number=number,
+            limits=Limits(
+                records=self.value("records", default.records),
+                held=self.value("max-held", default.held),
+                share=self.value("max-held-source", default.share),
+                interval=self.value("interval", default.interval),
+            ),
+        )
+
+    def _default_path(self, suffix: str) -> str | None:
+        if os.geteuid() == 0:
+            return f"/var/run/{self.program}{suffix}"
+        runtime = os.environ.get("XDG_RUNTIME_DIR")
+        if runtime is None or not os.path.isabs(runtime):  # as the XDG specification says
+            return None
+        return os.path.join(runtime, f"{self.program}{suffix}")
+
+    # Listeners
+
+    def _listeners(self) -> list[Listener]:
+        drafts = self.line.listeners or self.files.listeners
+        made: list[Listener] = []
+        seen: dict[str, str] = {}
+        for draft in drafts:
+            for listener in self._expand(draft):
+                if listener.place in seen:
+                    self.mistakes.add(
+                        f"{draft.where}: {listener.place} is given twice; once is enough"
+                        + ("" if self.line.listeners else f" (also at {seen[listener.place]})"),
+                        USAGE if self.line.listeners else CONFIGURATION,
+                    )
+                seen.setdefault(listener.place, draft.where)
+                made.append(listener)
+        for listener in made:
+            for said in answers.mistakes(listener):
+                self.mistakes.add(said, DATA)
+        return made
+
+    def _expand(self, draft: ListenerDraft) -> list[Listener]:
+        """One listener for each of its addresses."""
+        persona = self._persona(draft)
+        if persona is None:
+            return []
+        location = self.value("location", "", draft)
+        if not location:
+            self.mistakes.add(
+                f"{draft.where}: location: expected a text, such as 'Somecity, Earth', got nothing",
+                CONFIGURATION,
+            )
+            location = "Earth"
+        detail: tuple[Detail, int] | None = draft.values.get("log-connections")
+        waits = Waits(**{**self.value("waits", {}), **draft.values.get("waits", {})})
+        return [
+            Listener(
+                address,
+                port,
+                draft.name,
+                location,
+                persona,
+                self.value("code", persona.code, draft),
+                self.value("single-line", False, draft),
+                self.value("close", persona.close, draft),
+                self.value("protocol", persona.protocol, draft),
+                self.value("timewait", True, draft),
+                self.value("contact", "", draft),
+                detail,
+                waits,
+            )
+            for address, port in draft.places
+        ]
+
+    def _persona(self, draft: ListenerDraft) -> Persona | None:
+        default = next(
+            (kind for kind in personas.NAMES if self.program.startswith(f"turnaway{kind}")),
+            DEFAULT_PERSONA,
+        )
+        name = self.value("persona", default, draft)
+        if name in self.files.personas:
+            return self.files.personas[name]
+        if name not in personas.NAMES:
+            known = ", ".join({**dict.fromkeys(personas.NAMES), **self.files.personas})
+            where = f"{draft.where}: persona" if "persona" in draft.values else self.where("persona")
+            self.mistakes.add(
+                f"{where}: expected one of {known}, got {name!r}",
+                CONFIGURATION if draft in self.files.listeners else USAGE,
+            )
+            return None
+        if name not in self._shipped:
+            self._shipped[name] = None
+            try:
+                self._shipped[name] = personas.shipped(name)
+            except Failure as failure:
+                for reason in failure.reasons:
+                    self.mistakes.add(reason, failure.status)
+        return self._shipped[name]
+
+    # Who the daemon becomes
+
+    def _identity(self) -> Identity | None:
+        user: str | None = self.value("user", None)
+        group: str | None = self.value("group", None)
+        if os.geteuid() != 0:
+            try:
+                mine = pwd.getpwuid(os.geteuid()).pw_name
+            except KeyError:
+                mine = None
+            for key, value, same in (("user", user, mine), ("group", group, None)):
+                if value is not None and value != same:
+                    self.mistakes.add(
+                        f"{self.where(key)} {value}: only root can become somebody else; start as"
+                        " root, or leave it out",
+                        NO_PERMISSION,
+                    )
+            return None
+        entry = None
+        for name in (user,) if user is not None else ("turnaway", "nobody"):
+            try:
+                entry = pwd.getpwnam(name)
+                break
+            except (KeyError, ValueError):  # ValueError: not even text
+                continue
+        if entry is None:
+            self.mistakes.add(
+                f"{self.where('user')} {user}: no such user; create it, or name another"
+                if user is not None
+                else "--user: neither turnaway nor nobody exists; create one, or name another",
+                NO_USER,
+            )
+            return None
+        gid = entry.pw_gid
+        if group is not None:
+            try:
+                gid = grp.getgrnam(group).gr_gid
+            except (KeyError, ValueError):
+                self.mistakes.add(
+                    f"{self.where('group')} {group}: no such group; create it, or name another",
+                    NO_USER,
+                )
+        if entry.pw_uid == 0 or gid == 0:
+            self.mistakes.add(
+                f"{self.where('user')} {entry.pw_name}: refusing to serve as root; name a user and"
+                " a group without privileges, such as nobody"
+            )
+        return Identity(entry.pw_name, entry.pw_uid, gid)
+
+    def _chroot(self) -> None:
+        path: str | None = self.value("chroot", None)
+        if path is None:
+            return
+        where = self.where("chroot")
+        if os.geteuid() != 0:
+            self.mistakes.add(
+                f"{where} {path}: only root can; start as root, or leave it out", NO_PERMISSION
+            )
+        elif not os.path.isabs(path) or not os.path.isdir(path):
+            self.mistakes.add(f"{where} {path}: expected the absolute path of a directory")

@@ -1,0 +1,147 @@
+"""What a value may be, whoever gave it: the command line or a file.
+
+Each function takes a text and returns the value, or raises ValueError saying
+what would be right: `expected ..., got ...`.  Who calls it says where it stood.
+"""
+
+import ipaddress
+import os
+import re
+from collections.abc import Collection
+from typing import cast
+
+from turnaway import banner
+from turnaway.settings import (
+    CLOSES,
+    DEFAULT_PORT,
+    PROTOCOLS,
+    SYSLOG_SOCKET,
+    Close,
+    Detail,
+    LogTarget,
+)
+
+MOST_WORKERS = 64
+
+_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
+_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?|\[[A-Za-z0-9:.]+\]")
+_DETAIL = re.compile(r"(capped|sample):([1-9][0-9]{0,6})|(all|none)")
+
+
+def _one_of(text: str, known: Collection[str]) -> ValueError:
+    return ValueError(f"expected one of {', '.join(known)}, got {text!r}")
+
+
+def place(text: str) -> tuple[str, int]:
+    """ADDRESS[:PORT] -> (address, port).
+
+    IPv4 with or without a port, IPv6 in brackets with or without one, or bare
+    IPv6 on the default port.
+    """
+    bracketed = re.fullmatch(r"\[([^\]]*)\](?::(.*))?", text)
+    if bracketed:
+        host, port = bracketed[1], bracketed[2]
+    elif text.count(":") == 1:
+        host, _, port = text.partition(":")
+    else:
+        host, port = text, None
+    try:
+        if "%" in host and not re.fullmatch(r"[^%]+%[A-Za-z0-9_.-]{1,15}", host):
+            raise ValueError
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        raise ValueError(
+            f"{host!r} is not an address; expected such as 0.0.0.0, 192.0.2.25:587 or [2001:db8::1]:25"
+        ) from None
+    if bracketed and address.version == 4:
+        raise ValueError(f"{text!r}: IPv4 stands without brackets; expected {host}:PORT")
+    if port is None:
+        return str(address), DEFAULT_PORT
+    if not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
+        raise ValueError(f"port: expected 1..65535, got {port!r}")
+    return str(address), int(port)
+
+
+def host_name(text: str) -> str:
+    if not _NAME.fullmatch(text) or len(text) > 255:
+        raise ValueError(f"expected a host name, such as mx.example.com, got {text!r}")
+    return text
+
+
+def printable(text: str) -> str:
+    if not text.strip() or not all(" " <= letter <= "~" for letter in text):
+        raise ValueError(f"expected printable ASCII, such as 'Somecity, Earth', got {text!r}")
+    return text
+
+
+def number(text: str, least: int, most: int, also: str = "") -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not least <= int(text) <= most:
+        raise ValueError(f"expected {least}..{most}{also}, got {text!r}")
+    return int(text)
+
+
+def workers(text: str) -> int:
+    if text == "auto":
+        return min(len(os.sched_getaffinity(0)), MOST_WORKERS)
+    return number(text, 1, MOST_WORKERS, " or auto")
+
+
+def code(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{3}", text) or not banner.refuses(int(text)):
+        raise ValueError(f"expected a reply code 4yz or 5yz (RFC 5321 4.2), got {text!r}")
+    return int(text)
+
+
+def close(text: str) -> Close:
+    for known in CLOSES:
+        if text == known:
+            return known
+    raise _one_of(text, CLOSES)
+
+
+def protocol(text: str) -> str:
+    if text in PROTOCOLS or re.fullmatch(r"text:[a-z0-9]+", text):
+        return text
+    raise _one_of(text, (*PROTOCOLS, "text:KIND"))
+
+
+def yes_or_no(text: str) -> bool:
+    if text not in ("yes", "no"):
+        raise ValueError(f"expected yes or no, got {text!r}")
+    return text == "yes"
+
+
+def log(text: str) -> tuple[LogTarget, str]:
+    """syslog[:SOCKET], stderr or none -> (target, socket)."""
+    target, colon, socket = text.partition(":")
+    if target == "syslog" and not colon:
+        return "syslog", SYSLOG_SOCKET
+    if target == "syslog" and socket.startswith("/"):
+        if len(os.fsencode(socket)) > 107:  # sun_path, unix(7)
+            raise ValueError(f"expected a socket's path of at most 107 octets, got {socket!r}")
+        return "syslog", socket
+    if text in ("stderr", "none"):
+        return cast(LogTarget, text), SYSLOG_SOCKET
+    raise ValueError(f"expected syslog, syslog:/SOCKET, stderr or none, got {text!r}")
+
+
+def detail(text: str) -> tuple[Detail, int]:
+    """capped:N, sample:N, all or none -> (how, N or 0)."""
+    found = _DETAIL.fullmatch(text)
+    if found is None:
+        raise ValueError(
+            f"expected capped:N, sample:N (N 1..9999999), all or none, got {text!r}"
+        )
+    return cast(Detail, found[1] or found[3]), int(found[2] or 0)
+
+
+def absolute(text: str) -> str:
+    if not os.path.isabs(text):
+        raise ValueError(f"expected an absolute path, got {text!r}")
+    return text
+
+
+def path_or_none(text: str) -> str | None:
+    if not text:
+        raise ValueError("expected a path or none, got ''")
+    return None if text == "none" else os.path.abspath(text)

@@ -202,7 +202,13 @@ class _Reading:
                     self.wrong(said, DATA)
         identity = self._identity()
         workers = self._workers(options.workers)
+        foreground = options.foreground or "NOTIFY_SOCKET" in os.environ
         target, socket = self._log(options.log)
+        if target == "stderr" and not foreground:
+            self.wrong(
+                "--log stderr: a daemon in the background has no standard error;"
+                " expected --foreground with it, or --log syslog"
+            )
         detail, number = self._detail(options.log_connections)
         interval = self._number("--interval", options.interval, 1, 86400, 60)
         if options.chroot is not None:
@@ -217,7 +223,7 @@ class _Reading:
                 program=self.program,
                 listeners=tuple(listeners),
                 workers=workers,
-                foreground=options.foreground or "NOTIFY_SOCKET" in os.environ,
+                foreground=foreground,
                 identity=identity,
                 chroot=options.chroot,
                 pidfile=pidfile,

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from running import COMMAND, LOCATION, NAME, SECONDS, Syslog, free_port, need, need_root, running
 
-from tests.system.background import WHOLE, answer, as_nobody, started
+from tests.system.background import WHOLE, answer, started
 
 ELSEWHERE = "America/Denver"
 
@@ -124,10 +124,12 @@ def test_user_without_a_thread_to_spare(tmp_path: Path) -> None:
     """The loops cannot be started: 71 and why, not a traceback."""
     need_root()
     need("prlimit")
-    wrapper = [*as_nobody(), "prlimit", "--nproc=1"]
-    with started("none", "-f", "-w", "2", wrapper=wrapper) as start:
+    wrapper = ["prlimit", "--nproc=1"]
+    with started(tmp_path / "pid", "-w", "2", wrapper=wrapper) as start:
         assert start.status == os.EX_OSERR, start.stderr
         assert "Traceback" not in start.stderr
+        start.gone()
+        assert not start.pidfile.exists()
 
 
 def test_namespace_where_root_is_not_root(tmp_path: Path) -> None:

@@ -108,7 +108,9 @@ class Syslog:
 class Daemon:
     """A running turnaway-fast in the foreground."""
 
-    def __init__(self, process: subprocess.Popen[str], address: str, port: int, syslog: Syslog) -> None:
+    def __init__(
+        self, process: subprocess.Popen[str], address: str, port: int, syslog: Syslog
+    ) -> None:
         self.process = process
         self.pid = process.pid
         self.address = address

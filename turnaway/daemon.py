@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import time
+from socket import socket
 from types import FrameType
 
 from turnaway import answers, privileged
@@ -53,7 +54,7 @@ def run(settings: Settings) -> int:
         if settings.foreground:
             raise
         for reason in failure.reasons:
-            os.write(2, f"{settings.program}: {reason}\n".encode())
+            os.write(2, f"{settings.program}: {reason}\n".encode(errors="backslashreplace"))
         lifeline.failed(failure.status)
         return failure.status
 
@@ -61,7 +62,7 @@ def run(settings: Settings) -> int:
 def _start(
     settings: Settings,
     pidfile: privileged.Pidfile | None,
-    sockets: list[list[privileged.socket.socket]],
+    sockets: list[list[socket]],
     journal: Journal,
     lifeline: Lifeline,
 ) -> int:

@@ -18,7 +18,7 @@ from turnaway.detach import Lifeline, detach, foreground
 from turnaway.engine import LOOP, Engine
 from turnaway.exits import OS_ERROR, Failure
 from turnaway.journal import INFO, Journal
-from turnaway.notify import notify
+from turnaway.notify import Supervisor
 from turnaway.settings import Settings
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
@@ -36,6 +36,8 @@ def run(settings: Settings) -> int:
     """
     for listener in settings.listeners:
         banner.render(listener, banner.date_text(time.time()))
+    # A signal that comes while we start waits until serve() looks for it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     pidfile = privileged.Pidfile(settings.pidfile) if settings.pidfile else None
     try:
         sockets = privileged.bind(settings.listeners, settings.workers)
@@ -47,7 +49,10 @@ def run(settings: Settings) -> int:
             pidfile.remove()
         raise
     try:
-        return _start(settings, pidfile, sockets, journal, lifeline)
+        try:
+            return _start(settings, pidfile, sockets, journal, lifeline)
+        except (OSError, RuntimeError) as error:  # such as out of descriptors, of threads
+            raise Failure(OS_ERROR, f"cannot start: {error}") from None
     except Failure as failure:
         if pidfile:
             pidfile.remove()
@@ -67,6 +72,7 @@ def _start(
     lifeline: Lifeline,
 ) -> int:
     user = str(os.geteuid())
+    supervisor = Supervisor()
     if pidfile:
         pidfile.write(os.getpid())
         if settings.identity:
@@ -83,11 +89,13 @@ def _start(
     publish(settings, engine)
     journal.open(engine.board)
     engine.start()
+    # After the loops, so that they never see a signal; whatever mask the caller left.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     journal.started(user, LOOP)
-    notify("READY=1\n")
+    supervisor.notify("READY=1\n")
     lifeline.ready()
     reason = serve(settings, engine, journal)
-    notify("STOPPING=1\n")
+    supervisor.notify("STOPPING=1\n")
     ended = engine.stop()
     journal.tick(time.time())
     journal.stopped(reason, ended)

@@ -288,7 +288,7 @@ cdef class Board:
 
     def states(self):
         """[(state, errno, turns, resting listeners, held sockets, stress, times of
-        stress)], one a worker."""
+        stress, has descriptors of its own)], one a worker."""
         cdef int32_t which
         states = []
         for which in range(self.memory.workers):
@@ -300,6 +300,7 @@ cdef class Board:
                 self.memory.worker[which].pool.used,
                 bool(self.memory.worker[which].pool.stress),
                 self.memory.worker[which].pool.stresses,
+                bool(self.memory.worker[which].own_table),
             ))
         return states
 

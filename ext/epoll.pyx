@@ -340,7 +340,7 @@ cdef void retire(Board *board, int poller, Worker *worker) noexcept nogil:
         while listening.leaves and taken < LAST_ACCEPTS and net_steady() < until:
             if serve(board, poller, worker, listening, until, &taken):
                 break
-        if worker.own_table:
+        if worker.own_table or listening.leaves:
             close(listening.fd)
         listening.fd = -1
 

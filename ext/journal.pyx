@@ -9,7 +9,7 @@ rest of the lines are counted as lost and the records are still read.
 """
 
 from cpython.pycapsule cimport PyCapsule_GetPointer
-from libc.errno cimport EAGAIN, EINTR, ENOBUFS, errno
+from libc.errno cimport EAGAIN, EINTR, ENOBUFS, ENOTCONN, errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
@@ -37,7 +37,7 @@ cdef enum:
     PATIENCE_MILLIS = 100
     COPIES_OCTETS = 1 << 18
 
-KINDS = ("none", "datagram", "stream")
+KINDS = ("none", "datagram", "stream", "absent")
 
 cdef struct Tail:
     uint32_t length
@@ -184,7 +184,7 @@ cdef class Reader:
         """Read every record that waits; write lines, at most `allowed`: [for all
         listeners that have no count of their own, for listener 0, for 1, ...].
 
-        `kind` is one of KINDS.  Returns (records read, lines sent, lines lost,
+        `kind` is one of KINDS; to an absent log every line is lost.  Returns (records read, lines sent, lines lost,
         errno of the loss or 0, what is left of `allowed`, the first `wanted` records
         as text).  Never raises for what the log does.
         """
@@ -209,6 +209,8 @@ cdef class Reader:
             self.copies = <char *>calloc(1, COPIES_OCTETS)
             if self.copies == NULL:
                 raise MemoryError()
+        if kind == "absent":
+            self.outlet.error = ENOTCONN
         with nogil:
             self.outlet.until = net_steady() + PATIENCE_MILLIS * 1000
             for worker in range(self.memory.workers):

@@ -6,7 +6,8 @@ import time
 from collections.abc import Sequence
 
 from turnaway import answers, cli, daemon
-from turnaway.exits import Failure
+from turnaway.exits import OS_ERROR, Failure
+from turnaway.settings import Settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -18,29 +19,46 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.close(fd)
     try:
         command = cli.parse(argv)
-        settings = command.settings
         if command.show_banner:
-            for listener in settings.listeners:
-                how = answers.behaviour(listener)
-                octets, _ = answers.render(listener, time.time())[how.blind]
-                print(
-                    f"{listener.place} {listener.name}: {len(octets)} octets",
-                    file=sys.stderr,
-                    flush=True,
-                )
-                sys.stdout.buffer.write(octets)
-                sys.stdout.flush()
-            return 0
-        if command.check:
-            listeners = ", ".join(f"{one.place} {one.name}" for one in settings.listeners)
-            for listener in settings.listeners:
-                for said in answers.warnings(listener):
-                    print(f"{settings.program}: warning: {said}", file=sys.stderr)
-            print(f"{settings.program}: all is well: {listeners}")
-            return 0
-        return daemon.run(settings)
+            _show_banners(command.settings)
+        elif command.print_config:
+            _print(command.configuration().encode())
+        elif command.check:
+            _check(command.settings)
+        else:
+            return daemon.run(command.settings, command.reread)
+        return 0
     except Failure as failure:
         return cli.report(cli.program_name(argv[0]), failure)
+
+
+def _show_banners(settings: Settings) -> None:
+    for listener in settings.listeners:
+        how = answers.behaviour(listener)
+        octets, _ = answers.render(listener, time.time())[how.blind]
+        # The client's address is known only when there is one.
+        octets = octets.replace(b"\0", b"{client}") if how.blind == "banner" else octets
+        print(
+            f"{listener.place} {listener.name}: {len(octets)} octets", file=sys.stderr, flush=True
+        )
+        _print(octets)
+
+
+def _check(settings: Settings) -> None:
+    for listener in settings.listeners:
+        for said in answers.warnings(listener):
+            print(f"{settings.program}: warning: {said}", file=sys.stderr)
+    listeners = ", ".join(f"{one.place} {one.name}" for one in settings.listeners)
+    _print(f"{settings.program}: all is well: {listeners}\n".encode())
+
+
+def _print(octets: bytes) -> None:
+    """To standard output, whole or not at all well."""
+    try:
+        with open(1, "wb", buffering=0, closefd=False) as output:
+            output.write(octets)
+    except OSError as error:
+        raise Failure(OS_ERROR, f"standard output: {error.strerror}") from None
 
 
 if __name__ == "__main__":

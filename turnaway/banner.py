@@ -48,13 +48,15 @@ def date_text(moment: float) -> str:
     return f"{text} ({local.tm_zone})" if _ZONE.fullmatch(local.tm_zone) else text
 
 
-def fill(text: str, listener: Listener, date: str) -> str:
+def fill(text: str, listener: Listener, date: str, client: str = CLIENT) -> str:
     """A persona's text with its fields filled in."""
     values = {
         "name": listener.name,
         "version": VERSION,
         "date": date,
         "location": listener.location,
+        "contact": listener.contact,
+        "client": client,
     }
     return _FIELD.sub(lambda field: values[field[1]], text)
 
@@ -106,13 +108,15 @@ def _spoken_mistakes(lines: tuple[Line, ...], listener: Listener, code_octets: i
     found = []
     total = 0
     for line in lines:
-        wrong = field_mistakes(line)
+        wrong = field_mistakes(line, listener)
         if not wrong:
-            text = fill(line.text, listener, LONGEST_DATE)
+            text = fill(line.text, listener, LONGEST_DATE, _LONGEST_CLIENT)
             octets = code_octets + len(text) + 2
             total += octets
             wrong = _text_mistakes(text, octets)
         found += [f"{line.where}: {reason}" for reason in wrong]
+    if sum(line.text.count("{client}") for line in lines) > CLIENTS:
+        found.append(f"{lines[0].where}: {{client}} more than {CLIENTS} times in one reply")
     if total > TOTAL_OCTETS:
         found.append(
             f"{lines[0].where}: the reply for {listener.name} may be {total} octets long;"
@@ -121,13 +125,15 @@ def _spoken_mistakes(lines: tuple[Line, ...], listener: Listener, code_octets: i
     return found
 
 
-def field_mistakes(line: Line) -> list[str]:
+def field_mistakes(line: Line, listener: Listener) -> list[str]:
     """What is wrong with the fields of a persona's line."""
     wrong = [
         f"unknown field {{{name}}}; known are {', '.join(f'{{{field}}}' for field in _FIELDS)}"
         for name in _FIELD.findall(line.text)
         if name not in _FIELDS
     ]
+    if "{contact}" in line.text and not listener.contact:
+        wrong.append("{contact} is not set; set contact in the configuration, or --contact")
     if re.search(r"[{}]", _FIELD.sub("", line.text)):
         wrong.append("a brace outside a field such as {name}")
     return wrong

@@ -69,9 +69,7 @@ def _octets(path: Path) -> bytes:
 class _File:
     """One file being read into the draft."""
 
-    def __init__(
-        self, document: Document, draft: Draft, folder: Path, mistakes: Mistakes
-    ) -> None:
+    def __init__(self, document: Document, draft: Draft, folder: Path, mistakes: Mistakes) -> None:
         self.document = document
         self.draft = draft
         self.folder = folder

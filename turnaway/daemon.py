@@ -1,15 +1,18 @@
-"""The life of the process: the order of start, the tick, signals, stop.
+"""The life of the process: the order of start, the tick, signals, reload, stop.
 
 Owns: the order in design.md's "Start", and what happens once a second after
 it.  Promises: by the time `ready` is said every listener answers, root is gone
 and the pidfile is written; a signal only sets a byte in a pipe, and straight
-code acts on it; SIGTERM ends the process within a second.
+code acts on it; SIGTERM ends the process within a second; a reload that cannot
+be done whole is not done at all.
 """
 
+import dataclasses
 import os
 import select
 import signal
 import time
+from collections.abc import Callable
 from socket import socket
 from types import FrameType
 
@@ -17,25 +20,34 @@ from turnaway import answers, privileged
 from turnaway.detach import Lifeline, detach, foreground
 from turnaway.engine import LOOP, Engine, descriptors_of
 from turnaway.exits import OS_ERROR, Failure
-from turnaway.journal import INFO, WARNING, Journal
-from turnaway.notify import notify
+from turnaway.journal import Journal
+from turnaway.notify import Supervisor
+from turnaway.outlet import ERROR, INFO, NOTICE, WARNING
 from turnaway.settings import Settings
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+
+# What a reload cannot change: it was used as root, or others hold on to it.
+FIXED = ("workers", "identity", "chroot", "pidfile", "control", "log", "syslog_socket")
+
+Reread = Callable[[], Settings]
 
 
 def _noted(number: int, frame: FrameType | None) -> None:
     """The signal's number is in the wakeup pipe already; see serve()."""
 
 
-def run(settings: Settings) -> int:
+def run(settings: Settings, reread: Reread | None = None) -> int:
     """From checked settings to the end of the process; returns the exit status.
 
-    Raises Failure when it cannot start.  In the background the caller's own
-    process never returns from here.
+    `reread` reads the settings again, for a reload, and raises Failure; None
+    when they came from the command line alone.  Raises Failure when the daemon
+    cannot start.  In the background the caller's own process never returns.
     """
     for listener in settings.listeners:
         answers.render(listener, time.time())
+    # A signal that comes while we start waits until serve() looks for it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     pidfile = privileged.Pidfile(settings.pidfile) if settings.pidfile else None
     try:
         sockets = privileged.bind(settings.listeners, settings.workers)
@@ -47,7 +59,10 @@ def run(settings: Settings) -> int:
             pidfile.remove()
         raise
     try:
-        return _start(settings, pidfile, sockets, journal, lifeline)
+        try:
+            daemon = _start(settings, pidfile, sockets, journal, lifeline)
+        except (OSError, RuntimeError) as error:  # such as out of descriptors, of threads
+            raise Failure(OS_ERROR, f"cannot start: {error}") from None
     except Failure as failure:
         if pidfile:
             pidfile.remove()
@@ -57,6 +72,7 @@ def run(settings: Settings) -> int:
             os.write(2, f"{settings.program}: {reason}\n".encode(errors="backslashreplace"))
         lifeline.failed(failure.status)
         return failure.status
+    return daemon.live(reread)
 
 
 def _start(
@@ -65,8 +81,9 @@ def _start(
     sockets: list[list[socket]],
     journal: Journal,
     lifeline: Lifeline,
-) -> int:
+) -> "_Daemon":
     user = str(os.geteuid())
+    supervisor = Supervisor()
     descriptors = descriptors_of(settings)
     allowed = privileged.allow_descriptors(descriptors)
     if pidfile:
@@ -78,13 +95,13 @@ def _start(
     if settings.identity:
         privileged.drop(settings.identity)
         user = settings.identity.user
-    engine = Engine(settings, sockets)
-    signal.set_wakeup_fd(engine.ring, warn_on_full_buffer=False)
+    daemon = _Daemon(settings, pidfile, journal, supervisor)
+    signal.set_wakeup_fd(daemon.ring, warn_on_full_buffer=False)
     for number in SIGNALS:
         signal.signal(number, _noted)
-    publish(settings, engine)
-    journal.open(engine.board)
-    engine.start()
+    daemon.begin(settings, sockets)
+    # After the loops, so that they never see a signal; whatever mask the caller left.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     journal.started(user, LOOP)
     if allowed < descriptors:
         journal.say(
@@ -92,48 +109,161 @@ def _start(
             f"descriptors: the limits need {descriptors}, {allowed} are allowed; raise"
             " RLIMIT_NOFILE (ulimit -Hn) or lower --max-held",
         )
-    notify("READY=1\n")
+    supervisor.notify("READY=1\n")
     lifeline.ready()
-    reason = serve(settings, engine, journal)
-    notify("STOPPING=1\n")
-    ended = engine.stop()
-    journal.tick(time.time())
-    journal.stopped(reason, ended)
-    if pidfile:
-        pidfile.remove()
-    return 0 if ended else OS_ERROR
+    return daemon
 
 
-def publish(settings: Settings, engine: Engine) -> None:
+class _Daemon:
+    """The process once root is gone: the loops of now, those that retire, the log."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        pidfile: privileged.Pidfile | None,
+        journal: Journal,
+        supervisor: Supervisor,
+    ) -> None:
+        self.settings = settings
+        self.pidfile = pidfile
+        self.journal = journal
+        self.supervisor = supervisor
+        self.retired: list[Engine] = []
+        # Loops and signals wake the tick through one pipe.
+        self.bell, self.ring = os.pipe()
+        os.set_blocking(self.bell, False)
+        os.set_blocking(self.ring, False)
+
+    def begin(self, settings: Settings, sockets: list[list[socket]]) -> None:
+        """Loops for these settings, beside those there are.  Raises Failure."""
+        engine = Engine(settings, sockets, self.ring)
+        _publish(settings, engine)
+        engine.start()
+        self.journal.follow(settings, engine.board)
+        self.engine = engine
+        self.settings = settings
+
+    def live(self, reread: Reread | None) -> int:
+        """Until a signal says stop; returns the exit status."""
+        reason = self.serve(reread)
+        self.supervisor.notify("STOPPING=1\n")
+        ended = not [one for one in (*self.retired, self.engine) if not one.stop()]
+        self.journal.tick(time.time())
+        self.journal.stopped(reason, ended)
+        if self.pidfile:
+            self.pidfile.remove()
+        return 0 if ended else OS_ERROR
+
+    def serve(self, reread: Reread | None) -> str:
+        """The tick, until a signal says stop; returns its name."""
+        poller = select.poll()
+        poller.register(self.bell, select.POLLIN)
+        second = int(time.time())
+        while True:
+            # To the beginning of the next second of the calendar, by which banners
+            # go; a clock that is set is followed within a second.
+            now = time.time()
+            poller.poll(max(1, 1000 - int(now % 1 * 1000)))
+            if int(time.time()) != second:
+                second = int(time.time())
+                for engine in (*self.retired, self.engine):
+                    _publish(engine.settings, engine)
+            try:
+                woken = os.read(self.bell, 4096)
+            except BlockingIOError:
+                woken = b""
+            self.journal.tick(time.time())
+            self._bury()
+            for number in woken:
+                if number in (signal.SIGTERM, signal.SIGINT):
+                    return signal.Signals(number).name
+                if number == signal.SIGUSR1:
+                    self.journal.counters()
+                elif number == signal.SIGHUP:
+                    self.reload(reread)
+
+    def _bury(self) -> None:
+        """Retired loops that have ended: their counters stay, their memory goes."""
+        for engine in [one for one in self.retired if one.ended()]:
+            self.journal.leave(engine.board)
+            self.retired.remove(engine)
+
+    def reload(self, reread: Reread | None) -> bool:
+        """Read, check and render everything anew, then change over to it.
+
+        Listeners that stay keep their sockets and with them their queues: the
+        new loops take over while the old ones still answer whom they hold.
+        """
+        self.journal.reopen()
+        if reread is None:
+            self.journal.say(INFO, "SIGHUP: nothing to reload, there is no configuration file")
+            return False
+        self.supervisor.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}\n")
+        try:
+            settings = self._allowed(reread())
+            sockets, settings = self._sockets(settings)
+            if not settings.listeners:
+                raise Failure(OS_ERROR, "no listener is left that could be bound")
+            old, leaving = self.engine, self._leaving(settings)
+            self.begin(settings, sockets)
+        except (Failure, OSError, RuntimeError) as error:
+            reasons = error.reasons if isinstance(error, Failure) else (str(error),)
+            for reason in reasons:
+                self.journal.say(ERROR, f"reload: {reason}")
+            self.journal.say(ERROR, "reload: nothing was changed")
+            self.supervisor.notify("READY=1\n")
+            return False
+        old.retire(leaving)
+        self.retired.append(old)
+        self.journal.say(
+            NOTICE, f"reloaded: listeners [{', '.join(one.place for one in settings.listeners)}]"
+        )
+        self.supervisor.notify("READY=1\n")
+        return True
+
+    def _allowed(self, settings: Settings) -> Settings:
+        """The settings without what only a restart can change; that is told."""
+        kept = {}
+        for name in FIXED:
+            now, wanted = getattr(self.settings, name), getattr(settings, name)
+            if now != wanted:
+                self.journal.say(WARNING, f"reload: {name} needs a restart, it stays {now}")
+                kept[name] = now
+        return dataclasses.replace(settings, foreground=self.settings.foreground, **kept)
+
+    def _sockets(self, settings: Settings) -> tuple[list[list[socket]], Settings]:
+        """[worker][listener]: those that stay, and new ones as far as permitted."""
+        rows: list[list[socket]] = [[] for _ in range(settings.workers)]
+        able = []
+        places = {one.place: index for index, one in enumerate(self.settings.listeners)}
+        for listener in settings.listeners:
+            if listener.place in places:
+                column = [row[places[listener.place]] for row in self.engine.sockets]
+                for one in column:
+                    privileged.tune(one, listener)
+            else:
+                try:
+                    bound = privileged.bind((listener,), settings.workers)
+                except Failure as failure:
+                    self.journal.say(WARNING, f"reload: needs a restart: {failure.reasons[0]}")
+                    continue
+                column = [row[0] for row in bound]
+            able.append(listener)
+            for row, one in zip(rows, column, strict=True):
+                row.append(one)
+        return rows, dataclasses.replace(settings, listeners=tuple(able))
+
+    def _leaving(self, settings: Settings) -> list[int]:
+        """The listeners of now that are not among the new ones."""
+        staying = {one.place for one in settings.listeners}
+        return [
+            index for index, one in enumerate(self.settings.listeners) if one.place not in staying
+        ]
+
+
+def _publish(settings: Settings, engine: Engine) -> None:
     """Every listener's answers for this second."""
     moment = time.time()
     for index, listener in enumerate(settings.listeners):
         for words, (octets, head) in answers.render(listener, moment).items():
             engine.board.publish(index, words, octets, head)
-
-
-def serve(settings: Settings, engine: Engine, journal: Journal) -> str:
-    """The tick, until a signal says stop; returns its name."""
-    poller = select.poll()
-    poller.register(engine.bell, select.POLLIN)
-    second = int(time.time())
-    while True:
-        # To the beginning of the next second of the calendar, by which banners
-        # go; a clock that is set is followed within a second.
-        now = time.time()
-        poller.poll(max(1, 1000 - int(now % 1 * 1000)))
-        if int(time.time()) != second:
-            second = int(time.time())
-            publish(settings, engine)
-        try:
-            woken = os.read(engine.bell, 4096)
-        except BlockingIOError:
-            woken = b""
-        journal.tick(time.time())
-        for number in woken:
-            if number in (signal.SIGTERM, signal.SIGINT):
-                return signal.Signals(number).name
-            if number == signal.SIGUSR1:
-                journal.counters()
-            elif number == signal.SIGHUP:
-                journal.say(INFO, "SIGHUP: nothing to reload, there is no configuration file")

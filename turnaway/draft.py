@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from turnaway import answers, personas
 from turnaway.exits import CONFIGURATION, DATA, NO_PERMISSION, NO_USER, USAGE, Failure
 from turnaway.settings import (
+    SYSLOG_SOCKET,
     Detail,
     Identity,
     Limits,
@@ -80,8 +81,9 @@ class Settling:
     """One command line and one set of files becoming Settings."""
 
     def __init__(
-        self, program: str, line: Draft, files: Draft, mistakes: Mistakes
+        self, program: str, line: Draft, files: Draft, mistakes: Mistakes, root: bool
     ) -> None:
+        self.root = root  # we were started as root
         self.program = program
         self.line = line
         self.files = files
@@ -105,15 +107,21 @@ class Settling:
         pidfile = self.value("pidfile", self._default_path(".pid"))
         control = self.value("control", self._default_path(".ctl"))
         self._chroot()
+        foreground = self.value("foreground", False) or "NOTIFY_SOCKET" in os.environ
+        target, socket = self.value("log", ("syslog", SYSLOG_SOCKET))
+        if target == "stderr" and not foreground:
+            self.mistakes.add(
+                f"{self.where('log')} stderr: a daemon in the background has no standard error;"
+                " expected --foreground with it, or --log syslog"
+            )
         self.mistakes.finish()
-        target, socket = self.value("log", ("syslog", "/dev/log"))
         detail, number = self.value("log-connections", ("capped", 20))
         default = Limits()
         return Settings(
             program=self.program,
             listeners=tuple(listeners),
             workers=self.value("workers", workers("auto")),
-            foreground=self.value("foreground", False) or "NOTIFY_SOCKET" in os.environ,
+            foreground=foreground,
             identity=identity,
             chroot=self.value("chroot", None),
             pidfile=pidfile,
@@ -131,7 +139,7 @@ class Settling:
         )
 
     def _default_path(self, suffix: str) -> str | None:
-        if os.geteuid() == 0:
+        if self.root:
             return f"/var/run/{self.program}{suffix}"
         runtime = os.environ.get("XDG_RUNTIME_DIR")
         if runtime is None or not os.path.isabs(runtime):  # as the XDG specification says
@@ -202,7 +210,9 @@ class Settling:
             return self.files.personas[name]
         if name not in personas.NAMES:
             known = ", ".join({**dict.fromkeys(personas.NAMES), **self.files.personas})
-            where = f"{draft.where}: persona" if "persona" in draft.values else self.where("persona")
+            where = (
+                f"{draft.where}: persona" if "persona" in draft.values else self.where("persona")
+            )
             self.mistakes.add(
                 f"{where}: expected one of {known}, got {name!r}",
                 CONFIGURATION if draft in self.files.listeners else USAGE,
@@ -222,7 +232,7 @@ class Settling:
     def _identity(self) -> Identity | None:
         user: str | None = self.value("user", None)
         group: str | None = self.value("group", None)
-        if os.geteuid() != 0:
+        if not self.root:
             try:
                 mine = pwd.getpwuid(os.geteuid()).pw_name
             except KeyError:
@@ -271,7 +281,7 @@ class Settling:
         if path is None:
             return
         where = self.where("chroot")
-        if os.geteuid() != 0:
+        if not self.root:
             self.mistakes.add(
                 f"{where} {path}: only root can; start as root, or leave it out", NO_PERMISSION
             )

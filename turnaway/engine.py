@@ -14,7 +14,7 @@ import time
 
 from turnaway import _board, answers
 from turnaway.exits import OS_ERROR, Failure
-from turnaway.settings import Settings
+from turnaway.settings import Listener, Settings
 
 if sys.platform == "linux":
     from turnaway import _epoll as loop
@@ -33,6 +33,15 @@ def _sixteen(address: str) -> bytes:
     return bytes(10) + b"\xff\xff" + socket.inet_pton(socket.AF_INET, address)
 
 
+def _micros(listener: Listener) -> list[int]:
+    """A listener's time limits in microseconds, in the order of the board's QUEUES."""
+    waits = listener.waits
+    return [
+        int(seconds * 1_000_000)
+        for seconds in (waits.park, waits.drain, waits.probe, waits.request, waits.quit)
+    ]
+
+
 def descriptors_of(settings: Settings) -> int:
     """Descriptors that the limits need in one table: those of the process, of a
     batch, and of every socket that may be held."""
@@ -40,11 +49,17 @@ def descriptors_of(settings: Settings) -> int:
 
 
 class Engine:
-    """The loops over `sockets` ([worker][listener], bound and listening)."""
+    """The loops over `sockets` ([worker][listener], bound and listening).
 
-    def __init__(self, settings: Settings, sockets: list[list[socket.socket]]) -> None:
+    `ring` is the descriptor that, written to, wakes the shell.
+    """
+
+    def __init__(self, settings: Settings, sockets: list[list[socket.socket]], ring: int) -> None:
         limits = settings.limits
+        self.settings = settings
         workers = len(sockets)
+        # Equal time limits share a FIFO, whichever listener they belong to.
+        waits = sorted({micros for one in settings.listeners for micros in _micros(one)})
         self.board = _board.Board(
             workers,
             len(settings.listeners),
@@ -53,41 +68,31 @@ class Engine:
             -(-limits.held // workers),
             -(-limits.share // workers),
             int.from_bytes(os.urandom(8)),
-            [
-                int(seconds * 1_000_000)
-                for seconds in (
-                    limits.park, limits.drain, limits.probe, limits.request, limits.quit
-                )
-            ],
+            waits,
         )
-        self.sockets = sockets  # kept: they close when the process ends
-        self.bell, self._ring = os.pipe()
-        self._wakes: list[int] = []
+        self.sockets = sockets
+        self._wakes: list[tuple[int, int]] = []
         self._threads: list[threading.Thread] = []
-        os.set_blocking(self.bell, False)
-        os.set_blocking(self._ring, False)
-        self.board.attach_bell(self._ring)
+        self.board.attach_bell(ring)
+        self.board.record(settings.log != "none")
         for index, listener in enumerate(settings.listeners):
             self.board.describe(index, _sixteen(listener.address), listener.port, listener.wildcard)
             how = answers.behaviour(listener)
+            fifos = [waits.index(micros) for micros in _micros(listener)]
             self.board.behave(
-                index, how.manner, how.expected, how.blind, how.lingers, how.resets
+                index, how.manner, how.expected, how.blind, how.lingers, how.resets, fifos
             )
+            detail, number = listener.detail or (settings.detail, settings.detail_number)
+            self.board.log_connections(index, detail, number, listener.detail is not None)
         for worker, row in enumerate(sockets):
             for index, one in enumerate(row):
                 self.board.attach(worker, index, one.fileno())
             reader, writer = os.pipe()
             self.board.attach_wake(worker, reader)
-            self._wakes.append(writer)
-        self.board.log_connections(settings.detail, settings.detail_number, settings.log != "none")
-
-    @property
-    def ring(self) -> int:
-        """The descriptor that, written to, wakes who waits for `bell`."""
-        return self._ring
+            self._wakes.append((reader, writer))
 
     def start(self) -> None:
-        """Banners must have been published.  Raises Failure."""
+        """Answers must have been published.  Raises Failure."""
         threading.stack_size(256 * 1024)
         for worker in range(self.board.workers):
             thread = threading.Thread(target=loop.run, args=(self.board, worker), daemon=True)
@@ -102,12 +107,39 @@ class Engine:
             if state == "broken":
                 raise Failure(OS_ERROR, f"worker {worker}: {os.strerror(error)}")
 
+    def _wake(self) -> None:
+        for _, writer in self._wakes:
+            os.write(writer, b"\0")
+
     def stop(self) -> bool:
         """Tell the loops to end; True when all did within STOP_SECONDS."""
         self.board.stop()
-        for writer in self._wakes:
-            os.write(writer, b"\0")
+        self._wake()
         until = time.monotonic() + STOP_SECONDS
         for thread in self._threads:
             thread.join(max(0.0, until - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
+
+    def retire(self, leaving: list[int]) -> None:
+        """Take no more connections, and end when nobody is held any more.
+
+        `leaving` are the listeners that no other loops go on with: their queues
+        are answered, then they are closed.  A loop has descriptors of its own, so
+        ours can be closed at once; where it has not, they close with the queue.
+        """
+        self.board.retire(leaving)
+        self._wake()
+        if all(state[7] for state in self.board.states()):
+            for row in self.sockets:
+                for index in leaving:
+                    row[index].close()
+
+    def ended(self) -> bool:
+        """Whether all loops have ended; then what they left is closed."""
+        if any(thread.is_alive() for thread in self._threads):
+            return False
+        for pair in self._wakes:
+            for fd in pair:
+                os.close(fd)
+        self._wakes.clear()
+        return True

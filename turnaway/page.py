@@ -82,9 +82,7 @@ def render(listener: Listener, moment: float, date: str) -> dict[str, tuple[byte
         "plain": _answer(403, moment, "text/plain", plain),
         "html": _answer(403, moment, "text/html", document),
         "bad": _answer(400, moment, "text/plain", f"This is not HTTP.\n\n{plain}"),
-        "timeout": _answer(
-            408, moment, "text/plain", f"The request took too long.\n\n{plain}"
-        ),
+        "timeout": _answer(408, moment, "text/plain", f"The request took too long.\n\n{plain}"),
     }
 
 
@@ -93,7 +91,7 @@ def mistakes(listener: Listener) -> list[str]:
     page = listener.persona.page
     found = []
     for line in (page.title, *page.text):
-        found += [f"{line.where}: {reason}" for reason in _line_mistakes(line)]
+        found += [f"{line.where}: {reason}" for reason in _line_mistakes(line, listener)]
     if not found:
         longest = max(len(octets) for octets, _ in render(listener, 0.0, LONGEST_DATE).values())
         if longest > ANSWER_OCTETS:
@@ -104,8 +102,10 @@ def mistakes(listener: Listener) -> list[str]:
     return found
 
 
-def _line_mistakes(line: Line) -> list[str]:
-    wrong = field_mistakes(line)
+def _line_mistakes(line: Line, listener: Listener) -> list[str]:
+    wrong = field_mistakes(line, listener)
+    if "{client}" in line.text:
+        wrong.append("{client} is for SMTP lines; an HTTP answer has a fixed length")
     bad = sorted({character for character in line.text if not " " <= character <= "~"})
     if bad:
         wrong.append(f"only printable ASCII may be sent, got {', '.join(map(ascii, bad))}")

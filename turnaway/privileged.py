@@ -10,8 +10,8 @@ import fcntl
 import os
 import resource
 import socket
-import struct
 import stat
+import struct
 import time
 
 from turnaway.exits import (
@@ -180,6 +180,18 @@ def bind(listeners: tuple[Listener, ...], workers: int) -> list[list[socket.sock
     return bound
 
 
+def tune(one: socket.socket, listener: Listener) -> None:
+    """The options of a listening socket that depend on how it answers.
+
+    Accepted sockets inherit them.  May be called again while it listens.
+    """
+    one.setsockopt(
+        socket.IPPROTO_TCP, socket.TCP_LINGER2, LINGER2_SECONDS if listener.timewait else -1
+    )
+    resets = 1 if listener.close == "reset" else 0
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", resets, 0))
+
+
 def _bound(listener: Listener, alone: bool = False) -> socket.socket:
     family = socket.AF_INET6 if listener.ipv6 else socket.AF_INET
     try:
@@ -191,13 +203,7 @@ def _bound(listener: Listener, alone: bool = False) -> socket.socket:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_OCTETS)
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MILLIS)
-        made.setsockopt(
-            socket.IPPROTO_TCP,
-            socket.TCP_LINGER2,
-            LINGER2_SECONDS if listener.timewait else -1,
-        )
-        if listener.close == "reset":
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        tune(made, listener)
         host = socket.getaddrinfo(
             listener.address,
             listener.port,

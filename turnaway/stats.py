@@ -18,6 +18,9 @@ class Totals(dict[str, int]):
     def since(self, before: "Totals") -> "Totals":
         return Totals({name: count - before[name] for name, count in self.items()})
 
+    def plus(self, other: "Totals") -> "Totals":
+        return Totals({name: self[name] + other[name] for name in COUNTERS})
+
     def words(self, names: Iterable[str] = COUNTERS) -> str:
         """`sent=12 early=3`: those that are not 0."""
         return " ".join(f"{name}={self[name]}" for name in names if self[name])

@@ -25,6 +25,7 @@ MOST_WORKERS = 64
 
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
 _NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?|\[[A-Za-z0-9:.]+\]")
+_ZONE = re.compile(r"[A-Za-z0-9_.-]{1,15}")
 _DETAIL = re.compile(r"(capped|sample):([1-9][0-9]{0,6})|(all|none)")
 
 
@@ -46,8 +47,6 @@ def place(text: str) -> tuple[str, int]:
     else:
         host, port = text, None
     try:
-        if "%" in host and not re.fullmatch(r"[^%]+%[A-Za-z0-9_.-]{1,15}", host):
-            raise ValueError
         address = ipaddress.ip_address(host)
     except ValueError:
         raise ValueError(
@@ -55,6 +54,13 @@ def place(text: str) -> tuple[str, int]:
         ) from None
     if bracketed and address.version == 4:
         raise ValueError(f"{text!r}: IPv4 stands without brackets; expected {host}:PORT")
+    if address.version == 6:
+        if address.ipv4_mapped:  # an IPv6 listener is IPv6 only
+            raise ValueError(f"{host!r} is an IPv4 address; expected {address.ipv4_mapped}")
+        if address.scope_id is not None and not _ZONE.fullmatch(address.scope_id):
+            raise ValueError(
+                f"{host!r}: after the % expected an interface's name, such as fe80::1%eth0"
+            )
     if port is None:
         return str(address), DEFAULT_PORT
     if not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
@@ -129,9 +135,7 @@ def detail(text: str) -> tuple[Detail, int]:
     """capped:N, sample:N, all or none -> (how, N or 0)."""
     found = _DETAIL.fullmatch(text)
     if found is None:
-        raise ValueError(
-            f"expected capped:N, sample:N (N 1..9999999), all or none, got {text!r}"
-        )
+        raise ValueError(f"expected capped:N, sample:N (N 1..9999999), all or none, got {text!r}")
     return cast(Detail, found[1] or found[3]), int(found[2] or 0)
 
 

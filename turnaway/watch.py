@@ -1,0 +1,116 @@
+"""One board being watched: its records, its counters, and what changes in them.
+
+Owns: the reading end of a board's rings, and the memory of what its counters
+said at the last look, so that a change is told once.  A reload makes a second
+one while the first still ends.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+
+from turnaway import answers, stats
+from turnaway._board import WORDS, Board
+from turnaway._journal import Reader
+from turnaway.outlet import ERROR, NOTICE, WARNING
+from turnaway.settings import Listener, Settings
+
+_UNLIMITED = 1 << 62
+
+
+def _tails(listener: Listener) -> list[bytes]:
+    """The end of a connection line, for each of the words of the board."""
+    codes = answers.codes(listener)
+    tails = []
+    for words in WORDS:
+        protocol, code = codes[words]
+        proto = "" if protocol == "smtp" else f" proto={protocol}"
+        tails.append(
+            f" as={listener.name} persona={listener.persona.name}{proto} code={code}".encode()
+        )
+    return tails
+
+
+def _cap(detail: tuple[str, int] | None) -> int:
+    """How many lines a second a --log-connections lets through at the most."""
+    return detail[1] if detail is not None and detail[0] == "capped" else _UNLIMITED
+
+
+class Watch:
+    def __init__(self, settings: Settings, board: Board) -> None:
+        self.settings = settings
+        self.board = board
+        self.reader = Reader(
+            board,
+            [tail for one in settings.listeners for tail in _tails(one)],
+            int.from_bytes(os.urandom(8)),
+        )
+        self._second = 0
+        self._allowed: list[int] = []
+        self._errors = [stats.of_listener(board, one) for one in range(board.listeners)]
+        self._stumbled: set[int] = set()
+        self._stressed = False
+        self._stresses = 0
+
+    def pull(
+        self, fd: int, kind: str, header: bytes, wanted: int = 0
+    ) -> tuple[int, int, int, int, list[str]]:
+        """Read the rings into the log: see Reader.pull.  The cap of a second is
+        kept here, over all workers."""
+        if int(time.time()) != self._second:
+            self._second = int(time.time())
+            self._allowed = [
+                _cap((self.settings.detail, self.settings.detail_number)),
+                *(_cap(one.detail) for one in self.settings.listeners),
+            ]
+        seen, sent, lost, error, self._allowed, text = self.reader.pull(
+            fd, kind, header, self._allowed, wanted
+        )
+        return seen, sent, lost, error, text
+
+    def totals(self) -> stats.Totals:
+        return stats.of_all(self.board)
+
+    def changes(self) -> Iterator[tuple[int, str]]:
+        """(severity, message) for whatever began or ended since the last look."""
+        yield from self._stumbles()
+        yield from self._stress()
+
+    def _stumbles(self) -> Iterator[tuple[int, str]]:
+        """One line when a listener begins to fail at accept, one when it is well again."""
+        for index, before in enumerate(self._errors):
+            now = stats.of_listener(self.board, index)
+            fresh = [
+                f"{name} {now[name] - before[name]} times"
+                for name in stats.RESTING
+                if now[name] != before[name]
+            ]
+            place = self.settings.listeners[index].place
+            if fresh and index not in self._stumbled:
+                self._stumbled.add(index)
+                yield (
+                    ERROR,
+                    f"accept on {place} fails: {', '.join(fresh)}; resting it and trying again",
+                )
+            elif not fresh and index in self._stumbled and now["accepted"] != before["accepted"]:
+                self._stumbled.discard(index)
+                yield NOTICE, f"accept on {place} works again"
+            self._errors[index] = now
+
+    def _stress(self) -> Iterator[tuple[int, str]]:
+        """One line when too many sockets are held, one when it is over."""
+        states = self.board.states()
+        stressed = any(state[5] for state in states)
+        stresses = sum(state[6] for state in states)
+        held = sum(state[4] for state in states)
+        if not self._stressed and stresses != self._stresses:
+            self._stressed = True
+            yield (
+                WARNING,
+                f"stress: {held} sockets are held, of {self.settings.limits.held} at the most;"
+                " whoever would be held is now closed at once",
+            )
+        if self._stressed and not stressed:
+            self._stressed = False
+            yield NOTICE, f"stress is over: {held} sockets are held"
+        self._stresses = stresses

@@ -156,7 +156,7 @@ cdef class Parts:
         cdef unsigned short port
         cdef int turn
         # What was left of the second's lines belongs to an earlier round.
-        self.memory.worker[0].detail_second = 0
+        self.memory.worker[0].budget.second = 0
         with nogil:
             for turn in range(times):
                 port = net_unpack(&self.peers[turn & (PEERS - 1)], peer)

@@ -52,7 +52,8 @@ def board() -> Board:
     """A board that writes every connection down for a line of its own."""
     made = Board(1, 1, RECORDS, 0)
     made.describe(0, LOCAL, 25, False)
-    made.log_connections("all", 0, True)
+    made.record(True)
+    made.log_connections(0, "all", 0, False)
     return made
 
 

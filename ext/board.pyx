@@ -253,6 +253,14 @@ cdef class Board:
         facts.detail = DETAILS.index(mode)
         facts.own_detail = own
 
+    def pause(self, int listener, bint paused):
+        """Take no connections on a listener, or take them again; the kernel keeps
+        its queue.  Each loop then needs a wakeup."""
+        net_store32(&self.memory.facts[self.check_listener(listener)].paused, paused)
+
+    def paused(self, int listener):
+        return bool(self.memory.facts[self.check_listener(listener)].paused)
+
     def stop(self):
         """Tell every loop to stop; each then needs a wakeup."""
         cdef int32_t which

@@ -279,8 +279,31 @@ cdef inline void rouse(int poller, Worker *worker, int64_t now) noexcept nogil:
         listening = &worker.listening[index]
         if listening.resting and listening.retry <= now:
             listener_rise(worker, listening)
+            if net_load32(&listening.facts.paused):
+                listening.paused = True
+                continue
             if watch(poller, listening.fd, Kind.KIND_LISTENER, index, EPOLLIN) != 0:
                 listener_stumble(worker, listening, errno, now)
+
+
+cdef inline void obey(int poller, Worker *worker, int64_t now) noexcept nogil:
+    """The shell woke us: pause or resume listeners as it said.
+
+    A paused listener keeps its queue; who waits there is answered afterwards.
+    """
+    cdef int32_t index
+    cdef Listening *listening
+    cdef bint paused
+    for index in range(worker.listeners):
+        listening = &worker.listening[index]
+        paused = net_load32(&listening.facts.paused) != 0
+        if paused == listening.paused or listening.resting or listening.fd < 0:
+            continue
+        if paused:
+            unwatch(poller, listening.fd)
+        elif watch(poller, listening.fd, Kind.KIND_LISTENER, index, EPOLLIN) != 0:
+            listener_stumble(worker, listening, errno, now)
+        listening.paused = paused
 
 
 cdef inline int64_t deadline(const Worker *worker) noexcept nogil:
@@ -379,6 +402,7 @@ cdef void turn_until_stopped(Board *board, int poller, Worker *worker) noexcept 
                 client_readable(board, worker, index, now)
             else:
                 read(worker.wake, &note, sizeof(note))
+                obey(poller, worker, now)
         if worker.pool.used > 0:
             expire(board, worker, now)
         if worker.resting > 0:

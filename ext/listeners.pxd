@@ -74,6 +74,7 @@ cdef struct Facts:
     uint32_t blind      # enum Words: said to who cannot be held, or stays silent
     uint32_t lingers    # enum Queue: how long who talked is drained
     uint8_t fifo[QUEUES]    # the FIFO of the pool for each enum Queue
+    uint32_t paused     # [shell] take no connections for now
     bint own_detail     # lines are counted for this listener alone
     uint32_t detail     # enum Detail
     uint32_t detail_number
@@ -89,6 +90,7 @@ cdef struct Listening:
     int fd
     int32_t index
     bint resting
+    bint paused         # out of the poller because the shell said so
     int64_t retry       # steady clock; when to come back from resting
     bint leaves         # [shell] retire: no other loop goes on with it
     Budget budget

@@ -9,7 +9,6 @@ be done whole is not done at all.
 
 import dataclasses
 import os
-import select
 import signal
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from turnaway.exits import OS_ERROR, Failure
 from turnaway.journal import Journal
 from turnaway.notify import Supervisor
 from turnaway.outlet import ERROR, INFO, NOTICE, WARNING
+from turnaway.poller import Poller
 from turnaway.settings import Settings
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
@@ -129,6 +129,7 @@ class _Daemon:
         self.journal = journal
         self.supervisor = supervisor
         self.retired: list[Engine] = []
+        self.poller = Poller()
         # Loops and signals wake the tick through one pipe.
         self.bell, self.ring = os.pipe()
         os.set_blocking(self.bell, False)
@@ -156,14 +157,13 @@ class _Daemon:
 
     def serve(self, reread: Reread | None) -> str:
         """The tick, until a signal says stop; returns its name."""
-        poller = select.poll()
-        poller.register(self.bell, select.POLLIN)
+        self.poller.watch(self.bell, lambda: None)
         second = int(time.time())
         while True:
             # To the beginning of the next second of the calendar, by which banners
             # go; a clock that is set is followed within a second.
             now = time.time()
-            poller.poll(max(1, 1000 - int(now % 1 * 1000)))
+            self.poller.wait(1 - now % 1)
             if int(time.time()) != second:
                 second = int(time.time())
                 for engine in (*self.retired, self.engine):

@@ -111,6 +111,11 @@ class Engine:
         for _, writer in self._wakes:
             os.write(writer, b"\0")
 
+    def pause(self, listener: int, paused: bool) -> None:
+        """Take no connections on a listener, or take them again."""
+        self.board.pause(listener, paused)
+        self._wake()
+
     def stop(self) -> bool:
         """Tell the loops to end; True when all did within STOP_SECONDS."""
         self.board.stop()

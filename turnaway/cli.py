@@ -44,6 +44,7 @@ CHECKS: dict[str, Callable[[str], object]] = {
     "max-held": lambda text: values.number(text, 0, 1 << 17),
     "max-held-source": lambda text: values.number(text, 1, 1 << 17),
     "log": values.log,
+    "metrics": values.metrics,
     "log-connections": values.detail,
     "interval": lambda text: values.number(text, 1, 86400),
 }
@@ -164,7 +165,8 @@ def parser(program: str) -> argparse.ArgumentParser:
     log.add_argument(
         "--log",
         metavar="TARGET",
-        help="syslog[:SOCKET], stderr or none (default: syslog)",
+        help="syslog[:SOCKET], stderr, json (lines on standard error), json:/PATH or none"
+        " (default: syslog)",
     )
     log.add_argument(
         "--log-connections",
@@ -176,6 +178,12 @@ def parser(program: str) -> argparse.ArgumentParser:
         "--interval",
         metavar="SECONDS",
         help="time between two lines of totals, 1..86400 (default: 60)",
+    )
+    log.add_argument(
+        "--metrics",
+        metavar="WHERE",
+        help="counters for Prometheus: ADDRESS:PORT, unix:/PATH, file:/PATH.prom (for the node"
+        " exporter's textfile collector) or none (default: none)",
     )
     ends = made.add_argument_group("things that end at once")
     ends.add_argument(

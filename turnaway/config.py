@@ -108,6 +108,7 @@ class _File:
             "group": table.string("group"),
             "chroot": self._text(table, "chroot", values.absolute),
             "log": self._text(table, "log", values.log),
+            "metrics": self._text(table, "metrics", values.metrics),
             "interval": table.number("interval", 1, 86400),
             "max-held": table.number("max-held", 0, 1 << 17),
             "max-held-source": table.number("max-held-source", 1, 1 << 17),

@@ -108,10 +108,10 @@ class Settling:
         control = self.value("control", self._default_path(".ctl"))
         self._chroot()
         foreground = self.value("foreground", False) or "NOTIFY_SOCKET" in os.environ
-        target, socket = self.value("log", ("syslog", SYSLOG_SOCKET))
-        if target == "stderr" and not foreground:
+        target, path = self.value("log", ("syslog", SYSLOG_SOCKET))
+        if (target == "stderr" or (target == "json" and path == "-")) and not foreground:
             self.mistakes.add(
-                f"{self.where('log')} stderr: a daemon in the background has no standard error;"
+                f"{self.where('log')} {target}: a daemon in the background has no standard error;"
                 " expected --foreground with it, or --log syslog"
             )
         self.mistakes.finish()
@@ -127,7 +127,9 @@ class Settling:
             pidfile=pidfile,
             control=control,
             log=target,
-            syslog_socket=socket,
+            syslog_socket=path if target == "syslog" else SYSLOG_SOCKET,
+            json_path=path if target == "json" else "-",
+            metrics=self.value("metrics", None),
             detail=detail,
             detail_number=number,
             limits=Limits(

@@ -22,6 +22,8 @@ def dump(settings: Settings) -> str:
         f"pidfile = {json.dumps(settings.pidfile or 'none')}",
         f"control = {json.dumps(settings.control or 'none')}",
     ]
+    if settings.metrics:
+        lines.append(f"metrics = {json.dumps(settings.metrics.text)}")
     if settings.identity:
         lines.append(f"user = {json.dumps(settings.identity.user)}")
     if settings.chroot:
@@ -55,8 +57,8 @@ def dump(settings: Settings) -> str:
 
 
 def _log(settings: Settings) -> str:
-    target = settings.log
-    return json.dumps(f"syslog:{settings.syslog_socket}" if target == "syslog" else target)
+    path = {"syslog": settings.syslog_socket, "json": settings.json_path}.get(settings.log)
+    return json.dumps(f"{settings.log}:{path}" if path else settings.log)
 
 
 def _detail(how: str, number: int) -> str:

@@ -7,7 +7,7 @@ nothing of Turnaway's, and everything may import it.
 from dataclasses import dataclass, field
 from typing import Literal
 
-LogTarget = Literal["syslog", "stderr", "none"]
+LogTarget = Literal["syslog", "stderr", "json", "none"]
 Detail = Literal["none", "capped", "sample", "all"]
 
 Close = Literal["now", "drain", "quit", "reset"]
@@ -135,6 +135,22 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
+class Exposition:
+    """Where Prometheus finds the counters."""
+
+    kind: Literal["tcp", "unix", "file"]
+    where: str  # a numeric address without brackets, or an absolute path
+    port: int = 0
+
+    @property
+    def text(self) -> str:
+        """As an operator writes it."""
+        if self.kind != "tcp":
+            return f"{self.kind}:{self.where}"
+        return f"[{self.where}]:{self.port}" if ":" in self.where else f"{self.where}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     program: str  # the command's own name: tag in the log
     listeners: tuple[Listener, ...]
@@ -146,6 +162,8 @@ class Settings:
     control: str | None = None  # the control socket
     log: LogTarget = "syslog"
     syslog_socket: str = SYSLOG_SOCKET
+    json_path: str = "-"  # of the log target json; "-": standard error
+    metrics: Exposition | None = None
     detail: Detail = "capped"
     detail_number: int = 20
     limits: Limits = field(default_factory=Limits)

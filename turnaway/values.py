@@ -18,6 +18,7 @@ from turnaway.settings import (
     SYSLOG_SOCKET,
     Close,
     Detail,
+    Exposition,
     LogTarget,
 )
 
@@ -118,8 +119,15 @@ def yes_or_no(text: str) -> bool:
 
 
 def log(text: str) -> tuple[LogTarget, str]:
-    """syslog[:SOCKET], stderr or none -> (target, socket)."""
+    """syslog[:SOCKET], stderr, json[:PATH] or none -> (target, path).
+
+    The path is that of the socket for syslog, of the file for json ("-": stderr).
+    """
     target, colon, socket = text.partition(":")
+    if text in ("json", "json:-"):
+        return "json", "-"
+    if target == "json" and socket.startswith("/") and not socket.endswith("/"):
+        return "json", socket
     if target == "syslog" and not colon:
         return "syslog", SYSLOG_SOCKET
     if target == "syslog" and socket.startswith("/"):
@@ -128,7 +136,30 @@ def log(text: str) -> tuple[LogTarget, str]:
         return "syslog", socket
     if text in ("stderr", "none"):
         return cast(LogTarget, text), SYSLOG_SOCKET
-    raise ValueError(f"expected syslog, syslog:/SOCKET, stderr or none, got {text!r}")
+    raise ValueError(
+        f"expected syslog, syslog:/SOCKET, stderr, json, json:/PATH or none, got {text!r}"
+    )
+
+
+def metrics(text: str) -> Exposition | None:
+    """ADDRESS:PORT, unix:/PATH, file:/PATH.prom or none."""
+    if text == "none":
+        return None
+    kind, _, path = text.partition(":")
+    if kind == "unix" and path.startswith("/"):
+        if len(os.fsencode(path)) > 107:  # sun_path, unix(7)
+            raise ValueError(f"expected a socket's path of at most 107 octets, got {path!r}")
+        return Exposition("unix", path)
+    # The textfile collector of the node exporter reads nothing but *.prom.
+    if kind == "file" and path.startswith("/") and re.search(r"[^/]\.prom$", path):
+        return Exposition("file", path)
+    if kind in ("unix", "file") or not re.search(r"[0-9\]]:[0-9]+$", text):
+        raise ValueError(
+            "expected ADDRESS:PORT such as 127.0.0.1:9125, unix:/PATH, file:/PATH.prom or none,"
+            f" got {text!r}"
+        )
+    address, port = place(text)
+    return Exposition("tcp", address, port)
 
 
 def detail(text: str) -> tuple[Detail, int]:

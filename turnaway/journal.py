@@ -15,7 +15,7 @@ from collections import Counter
 
 from turnaway import __version__, stats
 from turnaway._board import Board
-from turnaway.outlet import ERROR, INFO, NOTICE, WARNING, outlet
+from turnaway.outlet import ERROR, INFO, NOTICE, WARNING, Json, outlet
 from turnaway.settings import Settings
 from turnaway.watch import Watch
 
@@ -27,7 +27,7 @@ class Journal:
     """Opened before the detach and the chroot; reads the rings once it follows a board."""
 
     def __init__(self, settings: Settings) -> None:
-        self._log = outlet(settings.log, settings.program, settings.syslog_socket)
+        self._log = outlet(settings)
         self._second = 0  # of the patience
         self._patience = PATIENCE  # seconds of it left
         self._lost = 0  # lines, since the log last took one
@@ -55,9 +55,10 @@ class Journal:
             self._watches.remove(watch)
 
     def reopen(self) -> None:
-        """Look for the log anew, as after a restart of the syslog daemon."""
-        self._log.hang_up()
-        self._log.revive()
+        """Look for the log anew, as after a restart of the syslog daemon or a rotation."""
+        failed = self._log.reopen()
+        if failed:
+            self.say(WARNING, f"log: {failed}")
 
     def say(self, severity: int, text: str) -> None:
         """A message of our own, now."""
@@ -68,9 +69,12 @@ class Journal:
             self._lose(1)
 
     def _write(self, severity: int, text: str) -> bool:
-        line = self._log.header(severity, time.time()) + text.encode("ascii", "replace")
-        began = time.monotonic()
-        taken = self._log.write(line, self._patience)
+        moment, began = time.time(), time.monotonic()
+        if isinstance(self._log, Json):
+            taken = self._log.say(severity, moment, text, self._patience)
+        else:
+            line = self._log.header(severity, moment) + text.encode("ascii", "replace")
+            taken = self._log.write(line, self._patience)
         self._patience = max(0.0, self._patience - (time.monotonic() - began))
         return taken
 
@@ -103,6 +107,8 @@ class Journal:
         fd = self._log.fileno()
         kind = self._log.kind if fd >= 0 or self._log.kind == "none" else "absent"
         seen, sent, lost, error, _ = watch.pull(fd, kind, self._log.header(INFO, now))
+        if isinstance(self._log, Json):
+            sent, lost = self._log.deliver(now, PATIENCE)
         self._seen += seen
         self._lined += sent + lost
         if lost:

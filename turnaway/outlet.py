@@ -1,18 +1,51 @@
-"""Where the log goes: the local syslog daemon, standard error, or nowhere.
+"""Where the log goes: the local syslog daemon, standard error, JSON, or nowhere.
 
-Owns: the socket to syslog and the form of a line's header.  Promises: `write`
-waits no longer than it is told, and never raises: a log that is absent or full
-costs the line.
+Owns: the socket to syslog, the file of JSON lines, and the form of a line.
+Promises: `write` waits no longer than it is told, and never raises: a log that
+is absent or full costs the line.
+
+A line of JSON is one object.  Of a connection it has the fields of the text
+grammar; of a message its first word as the event, and the whole as `message`:
+
+    {"ts":"2026-01-02T03:04:05.678Z","event":"turned away","from":"192.0.2.9",
+     "from_port":51322,"to":"198.51.100.2","to_port":25,"as":"mx.example.com",
+     "persona":"blocked","proto":"smtp","code":554,"outcome":"sent"}
+    {"ts":"2026-01-02T03:04:05.678Z","event":"started","severity":"notice",
+     "program":"turnaway-fast","pid":4711,"message":"started: version ..."}
+
+`ts` of a connection is when the shell read its record, up to a second after the
+connection.  `code` is null where the protocol has none.
+
+The file is opened as root, before the chroot and the drop.  If it is new it is
+given to the user of the daemon, who opens it again on SIGHUP, beside what a
+chroot allows: after a rotation the user must be able to write the file or, if
+there is none, to make one in its directory (logrotate: `create 0640 turnaway
+adm`).  Where that fails, the old file is kept and the log says so.
 """
 
+import functools
+import json
 import os
+import re
 import select
 import socket
+import stat
 import time
+
+from turnaway.exits import CANNOT_CREATE, Failure
+from turnaway.settings import Identity, Settings
 
 # syslog(3): facility mail, and the severities used.
 FACILITY = 2 << 3
 ERROR, WARNING, NOTICE, INFO = 3, 4, 5, 6
+
+SEVERITIES = ("emerg", "alert", "crit", "err", "warning", "notice", "info", "debug")
+
+# A line of JSON is made of a line of text; so many a second, the rest is lost and
+# counted.  It takes a few microseconds each, in the thread that also does the tick.
+JSON_LINES_A_SECOND = 10_000
+# write(2) of so much into a pipe that poll(2) called writable does not block.
+PIECE = 4096  # POSIX PIPE_BUF on Linux
 
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
@@ -55,6 +88,12 @@ class Syslog:
             self._socket.close()
             self._socket = None
 
+    def reopen(self) -> str:
+        """As after a restart of the syslog daemon; returns what went wrong."""
+        self.hang_up()
+        self.revive()
+        return ""
+
     def fileno(self) -> int:
         return -1 if self._socket is None else self._socket.fileno()
 
@@ -85,13 +124,26 @@ class Syslog:
         return True
 
 
+def under_journald() -> bool:
+    """Whether standard error goes to systemd's journal: systemd.exec(5), JOURNAL_STREAM."""
+    try:
+        status = os.fstat(2)
+    except OSError:
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
 class Stderr:
-    """Lines on standard error, for a terminal or a supervisor that keeps them."""
+    """Lines on standard error, for a terminal or a supervisor that keeps them.
+
+    The journal knows who writes; it wants the priority instead, sd-daemon(3).
+    """
 
     kind = "stream"
 
     def __init__(self, program: str) -> None:
         self._tag = program
+        self._journald = under_journald()
 
     def revive(self) -> None:
         pass
@@ -99,10 +151,15 @@ class Stderr:
     def hang_up(self) -> None:
         pass
 
+    def reopen(self) -> str:
+        return ""
+
     def fileno(self) -> int:
         return 2
 
     def header(self, severity: int, moment: float) -> bytes:
+        if self._journald:
+            return b"<%d>" % severity
         return f"{self._tag[:40]}[{os.getpid()}]: ".encode("ascii", "replace")
 
     def write(self, line: bytes, patience: float) -> bool:
@@ -111,6 +168,185 @@ class Stderr:
             return _writable(2, patience) and os.write(2, line + b"\n") > 0
         except OSError:
             return False
+
+
+_CONNECTION = re.compile(
+    rb"turned away from=\[([^\]]*)\]:(\d+) to=\[([^\]]*)\]:(\d+)( as=.*) outcome=(\w+)\n"
+)
+_TAIL = re.compile(r" as=(\S+) persona=(.*?)(?: proto=(\S+))? code=(\S+)")
+
+
+@functools.lru_cache(512)
+def _of_tail(tail: bytes) -> bytes:
+    """The end of a connection line as JSON; there are only as many as a Watch made."""
+    found = _TAIL.fullmatch(tail.decode("utf-8", "replace"))
+    name, persona, protocol, code = found.groups() if found else ("", "", "", "")
+    fields = {
+        "as": name,
+        "persona": persona,
+        "proto": protocol or "smtp",
+        "code": int(code) if code.isdecimal() else None,
+    }
+    return json.dumps(fields, separators=(",", ":"))[1:-1].encode("ascii")
+
+
+def _stamp(moment: float) -> str:
+    """ISO 8601 in UTC with milliseconds."""
+    millis = int(moment * 1000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(millis // 1000))}.{millis % 1000:03}Z"
+
+
+def connections(text: bytes, moment: float, prefix: bytes = b"") -> bytes:
+    """Connection lines of text as lines of JSON."""
+    start = prefix + f'{{"ts":"{_stamp(moment)}","event":"turned away","from":"'.encode()
+
+    def line(found: re.Match[bytes]) -> bytes:
+        source, port, called, to, tail, outcome = found.groups()
+        return b'%b%b","from_port":%b,"to":"%b","to_port":%b,%b,"outcome":"%b"}\n' % (
+            start,
+            source,
+            port,
+            called,
+            to,
+            _of_tail(tail),
+            outcome,
+        )
+
+    return _CONNECTION.sub(line, text)
+
+
+class Json:
+    """One JSON object a line, on standard error or in a file.
+
+    The Reader writes its lines of text into memory; deliver() makes JSON of them.
+    """
+
+    kind = "stream"
+
+    def __init__(self, program: str, path: str, identity: Identity | None) -> None:
+        self._tag = program
+        self._path = path
+        self._fd = 2
+        self._folder = -1
+        self._journald = path == "-" and under_journald()
+        self._torn = False  # the last line is not whole
+        self._second = 0
+        self._left = 0  # lines of this second
+        self._memory = os.memfd_create("turnaway-lines", os.MFD_CLOEXEC)
+        if path != "-":
+            try:
+                self._folder = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY)
+                self._fd = self._opened(identity)
+            except OSError as error:
+                said = f"--log json:{path}: cannot write there: {error.strerror}"
+                raise Failure(CANNOT_CREATE, said) from None
+
+    def _opened(self, identity: Identity | None = None) -> int:
+        """The file, made if need be; relative to its directory, which a chroot may hide."""
+        name = os.path.basename(self._path)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        try:
+            made = os.open(name, flags | os.O_CREAT | os.O_EXCL, 0o640, dir_fd=self._folder)
+        except FileExistsError:
+            fd = os.open(name, flags, dir_fd=self._folder)
+            status = os.fstat(fd)
+            # Its directory may be the user's, who could put there a name of another's file.
+            alone = stat.S_ISREG(status.st_mode) and status.st_nlink == 1
+            if not alone and not stat.S_ISCHR(status.st_mode):
+                os.close(fd)
+                raise OSError(0, "neither a regular file with one name nor a device") from None
+            return fd
+        if identity:
+            os.fchown(made, identity.uid, identity.gid)
+        return made
+
+    def revive(self) -> None:
+        pass
+
+    def hang_up(self) -> None:
+        pass
+
+    def reopen(self) -> str:
+        """After a rotation; the old file is kept where the new cannot be had."""
+        if self._path == "-":
+            return ""
+        try:
+            fresh = self._opened()
+        except OSError as error:
+            return f"{self._path}: {error.strerror}; the old file is kept"
+        os.close(self._fd)
+        self._fd = fresh
+        self._torn = False
+        return ""
+
+    def fileno(self) -> int:
+        """Where the Reader writes."""
+        return self._memory
+
+    def header(self, severity: int, moment: float) -> bytes:
+        return b""
+
+    def _prefix(self, severity: int) -> bytes:
+        return b"<%d>" % severity if self._journald else b""
+
+    def say(self, severity: int, moment: float, text: str, patience: float) -> bool:
+        """A message of our own."""
+        fields = {
+            "ts": _stamp(moment),
+            "event": re.split(r"[^A-Za-z]", text, maxsplit=1)[0].lower(),
+            "severity": SEVERITIES[severity],
+            "program": self._tag,
+            "pid": os.getpid(),
+            "message": text,
+        }
+        line = self._prefix(severity) + json.dumps(fields, separators=(",", ":")).encode("ascii")
+        return self._put(line + b"\n", patience) == 1
+
+    def deliver(self, moment: float, patience: float) -> tuple[int, int]:
+        """The lines that the Reader wrote since, as JSON: (written, lost)."""
+        size = os.lseek(self._memory, 0, os.SEEK_CUR)
+        if size == 0:
+            return 0, 0
+        text = os.pread(self._memory, size, 0)
+        os.ftruncate(self._memory, 0)
+        os.lseek(self._memory, 0, os.SEEK_SET)
+        if int(moment) != self._second:
+            self._second = int(moment)
+            self._left = JSON_LINES_A_SECOND
+        lines = text.splitlines(keepends=True)
+        allowed, rest = lines[: self._left], lines[self._left :]
+        self._left -= len(allowed)
+        written = self._put(connections(b"".join(allowed), moment, self._prefix(INFO)), patience)
+        return written, len(allowed) - written + len(rest)
+
+    def _put(self, lines: bytes, patience: float) -> int:
+        """Write whole lines; how many the file or pipe took."""
+        until = time.monotonic() + patience
+        taken = 0
+        whole = b"\n" + lines if self._torn else lines
+        try:
+            while taken < len(whole):
+                if not _writable(self._fd, until - time.monotonic()):
+                    break
+                taken += os.write(self._fd, whole[taken : taken + PIECE])
+        except OSError:
+            pass  # a full disk, a closed pipe
+        taken_lines = whole[:taken].count(b"\n") - self._torn
+        if taken > 0:
+            self._torn = whole[taken - 1 : taken] != b"\n"
+            if self._torn:
+                self._mend(taken - 1 - whole.rfind(b"\n", 0, taken))
+        return max(0, taken_lines)
+
+    def _mend(self, octets: int) -> None:
+        """Take the beginning of a line back; where that cannot be, the next begins anew."""
+        try:
+            status = os.fstat(self._fd)
+            if stat.S_ISREG(status.st_mode):
+                os.ftruncate(self._fd, status.st_size - octets)
+                self._torn = False
+        except OSError:
+            pass
 
 
 class Nowhere:
@@ -122,6 +358,9 @@ class Nowhere:
     def hang_up(self) -> None:
         pass
 
+    def reopen(self) -> str:
+        return ""
+
     def fileno(self) -> int:
         return -1
 
@@ -132,11 +371,13 @@ class Nowhere:
         return True
 
 
-Outlet = Syslog | Stderr | Nowhere
+Outlet = Syslog | Stderr | Json | Nowhere
 
 
-def outlet(target: str, program: str, path: str) -> Outlet:
-    """The outlet for a --log TARGET."""
-    if target == "syslog":
-        return Syslog(program, path)
-    return Stderr(program) if target == "stderr" else Nowhere()
+def outlet(settings: Settings) -> Outlet:
+    """The outlet for a --log TARGET.  Raises Failure when a file cannot be opened."""
+    if settings.log == "syslog":
+        return Syslog(settings.program, settings.syslog_socket)
+    if settings.log == "json":
+        return Json(settings.program, settings.json_path, settings.identity)
+    return Stderr(settings.program) if settings.log == "stderr" else Nowhere()

@@ -7,19 +7,21 @@ a log that is absent costs lines and nothing else; what is lost is counted and
 told as soon as the log takes lines again; no octet that a client sent appears.
 
 Messages begin with a fixed word: `started`, `stopped`, `reload`, `interval`,
-`turned away`, `accept`, `stress`, `log`, `counters`.
+`turned away`, `accept`, `stress`, `log`, `counters`, `control`.
 """
 
 import time
 from collections import Counter
+from dataclasses import replace
 
 from turnaway import __version__, stats
 from turnaway._board import Board
 from turnaway.outlet import ERROR, INFO, NOTICE, WARNING, Json, outlet
-from turnaway.settings import Settings
+from turnaway.settings import Detail, Listener, Settings
 from turnaway.watch import Watch
 
 BUSIEST = 5  # sources named in an interval line
+SOURCES = 1024  # all that the tally of a board holds
 PATIENCE = 0.1  # seconds in which messages may wait for a full log, each second
 
 
@@ -39,7 +41,15 @@ class Journal:
         self._gone_dropped = 0
         self._since = stats.Totals()
         self._since_dropped = 0
+        self._gone_of: dict[stats.Key, stats.Totals] = {}  # the same, by listener
         self._began = self._mark = time.monotonic()
+        self._heard = False  # somebody wants records, whatever the log wants
+        self._wanted = 0  # records to keep as text, from one `overhear` to the next
+        self._text: list[str] = []
+        self._unheard = 0  # records that were read and not kept as text
+        # The busiest of the interval before this one, and when it began.
+        self._before: Counter[str] = Counter()
+        self._before_mark = self._mark
 
     def follow(self, settings: Settings, board: Board) -> None:
         """Read this board from now on; the settings are those in force."""
@@ -52,6 +62,8 @@ class Journal:
             self._pull(watch, time.time())
             self._gone = self._gone.plus(watch.totals())
             self._gone_dropped += board.dropped()
+            for key, totals in watch.of_listeners():
+                self._gone_of[key] = totals.plus(self._gone_of.get(key, stats.Totals()))
             self._watches.remove(watch)
 
     def reopen(self) -> None:
@@ -96,6 +108,7 @@ class Journal:
             self._second = int(now)
             self._patience = PATIENCE
         for watch in self._watches:
+            watch.board.record(self._heard or self._settings.log != "none")
             self._pull(watch, now)
             for severity, text in watch.changes():
                 self.say(severity, text)
@@ -106,7 +119,10 @@ class Journal:
     def _pull(self, watch: Watch, now: float) -> None:
         fd = self._log.fileno()
         kind = self._log.kind if fd >= 0 or self._log.kind == "none" else "absent"
-        seen, sent, lost, error, _ = watch.pull(fd, kind, self._log.header(INFO, now))
+        wanted = max(0, self._wanted - len(self._text))
+        seen, sent, lost, error, text = watch.pull(fd, kind, self._log.header(INFO, now), wanted)
+        self._text += text
+        self._unheard += seen - len(text)
         if isinstance(self._log, Json):
             sent, lost = self._log.deliver(now, PATIENCE)
         self._seen += seen
@@ -125,7 +141,38 @@ class Journal:
             totals = totals.plus(watch.totals())
         return totals
 
-    def _dropped(self) -> int:
+    def of_listeners(self) -> list[tuple[Listener, stats.Totals]]:
+        """The same, for each listener that is now."""
+        sums = dict(self._gone_of)
+        for watch in self._watches:
+            for key, totals in watch.of_listeners():
+                sums[key] = totals.plus(sums.get(key, stats.Totals()))
+        return [(one, sums[stats.key(one)]) for one in self._settings.listeners]
+
+    def overhear(self, heard: bool, wanted: int) -> tuple[list[str], int]:
+        """The records since the last call as text, and how many there were besides.
+
+        From now on `wanted` of them are kept; with `heard` there are records, and a
+        tally of their sources, even where no log wants any.
+        """
+        text, unheard = self._text, self._unheard
+        self._text, self._unheard = [], 0
+        self._heard, self._wanted = heard, wanted
+        return text, unheard
+
+    def sources(self) -> tuple[Counter[str], float]:
+        """Connections by source, and over how many seconds: this interval and the one before."""
+        counts = Counter(self._before)
+        for watch in self._watches:
+            counts.update(dict(watch.reader.busiest(SOURCES)))
+        return counts, time.monotonic() - self._before_mark
+
+    def lost(self) -> int:
+        """Lines that the log did not take, since the start."""
+        return self._lost_ever
+
+    def dropped(self) -> int:
+        """Records that found no room in a ring, since the start."""
         return self._gone_dropped + sum(watch.board.dropped() for watch in self._watches)
 
     def started(self, user: str, loop: str) -> None:
@@ -144,7 +191,7 @@ class Journal:
         seconds = max(now - self._mark, 0.001)
         totals = self.totals()
         fresh = totals.since(self._since)
-        dropped = self._dropped() - self._since_dropped
+        dropped = self.dropped() - self._since_dropped
         words = [
             f"interval: {seconds:.0f} s, connections={fresh['accepted']}",
             f"rate={fresh['accepted'] / seconds:.1f}/s",
@@ -159,7 +206,10 @@ class Journal:
         if busiest:
             words.append("busiest " + " ".join(f"[{source}]={count}" for source, count in busiest))
         self.say(INFO, " ".join(word for word in words if word))
+        self._before = Counter()
+        self._before_mark = self._mark
         for watch in self._watches:
+            self._before.update(dict(watch.reader.busiest(SOURCES)))
             watch.reader.forget()
         self._since = totals
         self._since_dropped += dropped
@@ -171,6 +221,12 @@ class Journal:
         for watch in self._watches:
             counts.update(dict(watch.reader.busiest(BUSIEST)))
         return counts.most_common(BUSIEST)
+
+    def log_connections(self, detail: Detail, number: int) -> None:
+        """Another --log-connections for every listener, until the next reload."""
+        for watch in self._watches:
+            watch.log_connections(detail, number)
+        self._settings = replace(self._settings, detail=detail, detail_number=number)
 
     def counters(self) -> None:
         """Every listener's counters, one line each."""

@@ -3,10 +3,19 @@
 from collections.abc import Iterable
 
 from turnaway._board import COUNTERS, Board
+from turnaway.settings import Listener
 
 AFTER_ACCEPTED = COUNTERS[1:]
 # The accept errors stand last, and last of them those that rest a listener.
 RESTING = COUNTERS[COUNTERS.index("EMFILE") :]
+
+
+# What a listener is counted under, from one reload to the next.
+Key = tuple[str, str, str]
+
+
+def key(listener: Listener) -> Key:
+    return listener.place, listener.name, listener.persona.name
 
 
 class Totals(dict[str, int]):

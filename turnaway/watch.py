@@ -8,12 +8,13 @@ one while the first still ends.
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 from turnaway import answers, stats
 from turnaway._board import WORDS, Board
 from turnaway._journal import Reader
 from turnaway.outlet import ERROR, NOTICE, WARNING
-from turnaway.settings import Listener, Settings
+from turnaway.settings import Detail, Listener, Settings
 
 _UNLIMITED = 1 << 62
 
@@ -70,6 +71,17 @@ class Watch:
 
     def totals(self) -> stats.Totals:
         return stats.of_all(self.board)
+
+    def of_listeners(self) -> Iterator[tuple[stats.Key, stats.Totals]]:
+        for index, listener in enumerate(self.settings.listeners):
+            yield stats.key(listener), stats.of_listener(self.board, index)
+
+    def log_connections(self, detail: Detail, number: int) -> None:
+        """Another --log-connections, for all listeners and over all of them."""
+        for index in range(self.board.listeners):
+            self.board.log_connections(index, detail, number, False)
+        self.settings = replace(self.settings, detail=detail, detail_number=number)
+        self._second = 0  # the new cap, now
 
     def changes(self) -> Iterator[tuple[int, str]]:
         """(severity, message) for whatever began or ended since the last look."""

@@ -1,10 +1,10 @@
 """Networks of the tests' own: namespaces, the links between them, and a way in.
 
 Owns: a `Lab` of network namespaces, made by the test that needs it and gone
-when it ends, however it ends: each namespace lives as long as a small holder
-process, and that process ends when the socket to its test is closed, be it by
-the kernel.  Nothing outside is touched: links are made inside, addresses and
-firewalls belong to the lab.
+when it ends: each is held by a small process that ends when the socket to its
+test is closed, be it by the kernel.  (A program left running inside keeps its
+network: whoever starts one ends it.)  Nothing outside is touched: links are
+made inside, addresses and firewalls belong to the lab.
 
 Promises: root is not needed (an ordinary user gets one user namespace for the
 whole lab); a missing tool or a forbidding system is a skip, and in CI a

@@ -139,10 +139,16 @@ def test_quitter_is_reset_only_after_banner_and_fin(
 
 @BOTH
 def test_half_closer_has_a_clean_end(cable: Cable, capture: Capture, family: int) -> None:
-    """A client that sends its FIN first still gets the banner, and no reset."""
+    """A client that has sent its FIN before we accept gets the banner, and no reset.
+
+    Before, not meanwhile: a FIN that comes between our send and our shutdown
+    pushes the banner out alone, and ours follows by itself.
+    """
+    cable.daemon.process.send_signal(signal.SIGSTOP)
     with cable.client.connect(cable.addresses[family], cable.port) as one:
         me = _me(one)
         one.shutdown(socket.SHUT_WR)
+        cable.daemon.process.send_signal(signal.SIGCONT)
         banner = read_all(one)
     packets = capture.of(me)
     _one_segment(packets, cable, banner)

@@ -236,7 +236,13 @@ class _Reading:
                     self.wrong(said, DATA)
         identity = self._identity()
         workers = self._workers(options.workers)
+        foreground = options.foreground or "NOTIFY_SOCKET" in os.environ
         target, socket = self._log(options.log)
+        if target == "stderr" and not foreground:
+            self.wrong(
+                "--log stderr: a daemon in the background has no standard error;"
+                " expected --foreground with it, or --log syslog"
+            )
         detail, number = self._detail(options.log_connections)
         limits = Limits(
             held=self._number("--max-held", options.max_held, 0, 1 << 17, 0),
@@ -255,7 +261,7 @@ class _Reading:
                 program=self.program,
                 listeners=tuple(listeners),
                 workers=workers,
-                foreground=options.foreground or "NOTIFY_SOCKET" in os.environ,
+                foreground=foreground,
                 identity=identity,
                 chroot=options.chroot,
                 pidfile=pidfile,

@@ -17,14 +17,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 COMMAND = Path(sys.executable).parent / "turnaway-fast"
 NAME = "mx.example.com"
 LOCATION = "Somecity, Earth"
+T = TypeVar("T")
 SECONDS = 10.0  # patience with anything that should happen at once
 
 
@@ -51,7 +53,7 @@ def free_port(address: str = "127.0.0.1") -> int:
         return int(one.getsockname()[1])
 
 
-def until(condition, seconds: float = SECONDS, what: str = "it"):  # type: ignore[no-untyped-def]
+def until(condition: Callable[[], T], seconds: float = SECONDS, what: str = "it") -> T:
     """Wait until `condition()` is true, and return what it returned."""
     end = time.monotonic() + seconds
     while True:
@@ -105,7 +107,9 @@ class Syslog:
 class Daemon:
     """A running turnaway-fast in the foreground."""
 
-    def __init__(self, process: subprocess.Popen[str], address: str, port: int, syslog: Syslog):
+    def __init__(
+        self, process: subprocess.Popen[str], address: str, port: int, syslog: Syslog
+    ) -> None:
         self.process = process
         self.pid = process.pid
         self.address = address

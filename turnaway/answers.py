@@ -61,7 +61,9 @@ def render(listener: Listener, moment: float) -> dict[str, tuple[bytes, int]]:
 
 def codes(listener: Listener) -> dict[str, tuple[str, str]]:
     """{words: (protocol, code)} for the log: what a line says of each answer."""
-    kind = listener.refusal.kind if listener.protocol.startswith("text") and listener.refusal else ""
+    kind = (
+        listener.refusal.kind if listener.protocol.startswith("text") and listener.refusal else ""
+    )
     return {
         "banner": (kind or "smtp", "-" if kind else str(listener.code)),
         "wrong": ("smtp", "503"),
@@ -116,5 +118,7 @@ def warnings(listener: Listener) -> list[str]:
             f" {listener.persona.name} refuses some clients only; 554 says that"
         )
     if speaks and listener.close == "reset":
-        said.append(f"{listener.place}: close policy reset loses messages; clients see an error instead")
+        said.append(
+            f"{listener.place}: close policy reset loses messages; clients see an error instead"
+        )
     return said

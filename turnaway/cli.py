@@ -66,7 +66,7 @@ class _Parser(argparse.ArgumentParser):
         raise _Unusable(message)
 
 
-class _Unusable(Exception):
+class _Unusable(Exception):  # noqa: N818 - not an error of ours
     """What argparse itself could not make sense of."""
 
 
@@ -143,8 +143,7 @@ def parser(program: str) -> argparse.ArgumentParser:
         "--max-held-source",
         metavar="N",
         default=str(Limits().share),
-        help="of them, for one address or IPv6 /64, 1..131072"
-        f" (default: {Limits().share})",
+        help=f"of them, for one address or IPv6 /64, 1..131072 (default: {Limits().share})",
     )
     log = made.add_argument_group("the log")
     log.add_argument(
@@ -315,9 +314,7 @@ class _Reading:
         name: str | None = self.options.protocol
         if name is None or name in PROTOCOLS or re.fullmatch(r"text:[a-z0-9]+", name):
             return name
-        self.wrong(
-            f"--protocol: expected one of {', '.join(PROTOCOLS)} or text:KIND, got {name!r}"
-        )
+        self.wrong(f"--protocol: expected one of {', '.join(PROTOCOLS)} or text:KIND, got {name!r}")
         return None
 
     def _timewait(self) -> bool:

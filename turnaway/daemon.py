@@ -9,6 +9,7 @@ code acts on it; SIGTERM ends the process within a second.
 import os
 import select
 import signal
+import socket
 import time
 from types import FrameType
 
@@ -61,7 +62,7 @@ def run(settings: Settings) -> int:
 def _start(
     settings: Settings,
     pidfile: privileged.Pidfile | None,
-    sockets: list[list[privileged.socket.socket]],
+    sockets: list[list[socket.socket]],
     journal: Journal,
     lifeline: Lifeline,
 ) -> int:

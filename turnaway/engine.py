@@ -56,7 +56,11 @@ class Engine:
             [
                 int(seconds * 1_000_000)
                 for seconds in (
-                    limits.park, limits.drain, limits.probe, limits.request, limits.quit
+                    limits.park,
+                    limits.drain,
+                    limits.probe,
+                    limits.request,
+                    limits.quit,
                 )
             ],
         )
@@ -70,9 +74,7 @@ class Engine:
         for index, listener in enumerate(settings.listeners):
             self.board.describe(index, _sixteen(listener.address), listener.port, listener.wildcard)
             how = answers.behaviour(listener)
-            self.board.behave(
-                index, how.manner, how.expected, how.blind, how.lingers, how.resets
-            )
+            self.board.behave(index, how.manner, how.expected, how.blind, how.lingers, how.resets)
         for worker, row in enumerate(sockets):
             for index, one in enumerate(row):
                 self.board.attach(worker, index, one.fileno())

@@ -82,9 +82,7 @@ def render(listener: Listener, moment: float, date: str) -> dict[str, tuple[byte
         "plain": _answer(403, moment, "text/plain", plain),
         "html": _answer(403, moment, "text/html", document),
         "bad": _answer(400, moment, "text/plain", f"This is not HTTP.\n\n{plain}"),
-        "timeout": _answer(
-            408, moment, "text/plain", f"The request took too long.\n\n{plain}"
-        ),
+        "timeout": _answer(408, moment, "text/plain", f"The request took too long.\n\n{plain}"),
     }
 
 

@@ -10,8 +10,8 @@ import fcntl
 import os
 import resource
 import socket
-import struct
 import stat
+import struct
 import time
 
 from turnaway.exits import (
@@ -259,9 +259,9 @@ def drop(identity: Identity) -> None:
         raise Failure(OS_ERROR, f"cannot become {identity.user}: {error.strerror}") from None
     if os.getresuid() != (uid,) * 3 or os.getresgid() != (gid,) * 3 or os.getgroups():
         raise Failure(OS_ERROR, f"could not become {identity.user} altogether; not serving")
-    for regain in (lambda: os.setuid(0), lambda: os.seteuid(0), lambda: os.setgid(0)):
+    for regain in (os.setuid, os.seteuid, os.setgid):
         try:
-            regain()
+            regain(0)
         except PermissionError:
             continue
         raise Failure(OS_ERROR, "root could be regained after the drop; not serving")

@@ -119,9 +119,7 @@ def test_reset_by_the_client_is_counted_and_harmless(daemon: Daemon) -> None:
 
 def test_park_full_closes_at_once_and_counts(syslog: Syslog) -> None:
     """1,100 early talkers that stay, and 1,024 places: the rest are served too."""
-    with running(
-        syslog, "-w", "1", "--max-held", "1024", "--max-held-source", "9999"
-    ) as daemon:
+    with running(syslog, "-w", "1", "--max-held", "1024", "--max-held-source", "9999") as daemon:
         ones = []
         for _ in range(1100):
             one = daemon.connect()

@@ -144,6 +144,18 @@ class Daemon:
         status = Path(f"/proc/{self.pid}/status").read_text()
         return int(re.search(rf"^{field}:\s+(\d+) kB", status, re.M)[1])  # type: ignore[index]
 
+    def pause(self) -> None:
+        """SIGSTOP, and wait until every thread has stopped: clients may gather."""
+        self.process.send_signal(signal.SIGSTOP)
+        tasks = list(Path(f"/proc/{self.pid}/task").glob("*/stat"))
+        until(
+            lambda: all(task.read_text().rpartition(") ")[2][0] in "Tt" for task in tasks),
+            what="the threads to stop",
+        )
+
+    def resume(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
     def stop(self, number: int = signal.SIGTERM) -> int:
         if self.process.poll() is None:
             self.process.send_signal(number)

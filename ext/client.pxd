@@ -14,7 +14,7 @@ from libc.string cimport memcpy
 from posix.unistd cimport close
 from answer cimport DISCARD_OCTETS, count, look, record, say
 from counters cimport (
-    COMMANDS_WRONG, DRAIN_EXPIRED, HELD_FULL, HELD_SHARE, HELD_STRESSED, QUITS,
+    COMMANDS_WRONG, DRAIN_EXPIRED, EXPIRED, HELD_FULL, HELD_SHARE, HELD_STRESSED, QUITS,
 )
 from http cimport (
     HTTP_HEAD, HTTP_HTML, READING_BAD, READING_DONE, READING_MORE, Reading,
@@ -24,7 +24,9 @@ from listeners cimport (
     EXPECTED_ANY, EXPECTED_HTTP, EXPECTED_TLS, MANNER_ASK, MANNER_QUIT,
     SCRATCH_OCTETS, Board, Facts, Listening, Worker,
 )
-from net cimport net_add64, net_calendar, net_discard, net_read, net_send
+from net cimport (
+    net_add64, net_calendar, net_discard, net_half_close, net_read, net_send,
+)
 from pool cimport (
     HELD_DRAINING, HELD_FINE, HELD_PROBING, HELD_QUITTING, HELD_READING,
     HELD_SOURCE, HELD_TOTAL, QUEUE_DRAIN, QUEUE_PARK, QUEUE_PROBE, QUEUE_QUIT,
@@ -208,6 +210,19 @@ cdef inline void client_reply(
             client.dialogue.mute = True
 
 
+cdef inline bint client_hang_up(Worker *worker, Client *client, Words words) noexcept nogil:
+    """The last words of a dialogue, and the FIN; whether they were taken.
+
+    Who did not read its replies may have half a one: nothing may follow it.
+    """
+    if not client.dialogue.mute and say(
+        &worker.listening[client.listener], words, False, True, client.fd
+    ) == OUTCOME_SENT:
+        return True
+    net_half_close(client.fd)
+    return False
+
+
 cdef inline void client_commands(Board *board, Worker *worker, int32_t place, size_t length, int64_t now) noexcept nogil:
     """`length` octets of commands are in the scratch."""
     cdef Client *client = &worker.pool.places[place]
@@ -226,7 +241,7 @@ cdef inline void client_commands(Board *board, Worker *worker, int32_t place, si
         client_reply(worker, client, slot_current(&listening.answers[<int>WORDS_WRONG]), wrong)
     if command == COMMAND_QUIT:
         net_add64(&listening.counters.count[<int>QUITS], 1)
-        say(listening, WORDS_BYE, False, True, client.fd)
+        client_hang_up(worker, client, WORDS_BYE)
         pool_move(&worker.pool, place, HELD_DRAINING, QUEUE_PARK, now)
 
 
@@ -281,8 +296,9 @@ cdef inline void client_due(Board *board, Worker *worker, int32_t place, int64_t
     elif client.state == HELD_READING:
         client_answer(board, worker, place, WORDS_TIMEOUT, False, True, now)
     else:
+        net_add64(&listening.counters.count[<int>EXPIRED], 1)
         if (
-            say(listening, WORDS_LATE, False, True, client.fd) == OUTCOME_SENT
+            client_hang_up(worker, client, WORDS_LATE)
             and look(client.fd, OUTCOME_SENT) == OUTCOME_EARLY
         ):
             pool_move(&worker.pool, place, HELD_DRAINING, QUEUE_PARK, now)

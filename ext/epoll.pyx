@@ -146,6 +146,7 @@ cdef inline Outcome settle(
 ) noexcept nogil:
     """Hold a connection if it must be; what became of it, or OUTCOME_WAITS."""
     cdef const Facts *facts = listening.facts
+    cdef bint refused = False
     held[0] = False
     if facts.manner == MANNER_RESET:
         return outcome
@@ -161,15 +162,15 @@ cdef inline Outcome settle(
         outcome = say(listening, <Words>facts.blind, False, not facts.resets, fd)
         outcome = look(fd, outcome)
         return OUTCOME_FULL if outcome == OUTCOME_EARLY else outcome
-    if facts.manner == MANNER_QUIT:
-        if outcome == OUTCOME_SENT:
-            held[0] = hold(
-                poller, worker, listening, fd, peer, port, HELD_QUITTING, QUEUE_QUIT, now
-            )
-            if held[0]:
-                net_add64(&listening.counters.count[<int>HELD], 1)
-                return outcome
-            net_half_close(fd)
+    if facts.manner == MANNER_QUIT and outcome == OUTCOME_SENT:
+        held[0] = hold(
+            poller, worker, listening, fd, peer, port, HELD_QUITTING, QUEUE_QUIT, now
+        )
+        if held[0]:
+            net_add64(&listening.counters.count[<int>HELD], 1)
+            return outcome
+        refused = True
+        net_half_close(fd)
     outcome = look(fd, outcome)
     if outcome == OUTCOME_EARLY:
         net_add64(&listening.counters.count[<int>EARLY], 1)
@@ -180,7 +181,7 @@ cdef inline Outcome settle(
         if held[0]:
             net_add64(&listening.counters.count[<int>HELD], 1)
             return outcome
-    elif outcome == OUTCOME_EARLY:
+    elif outcome == OUTCOME_EARLY and not refused:
         held[0] = hold(
             poller, worker, listening, fd, peer, port, HELD_DRAINING, QUEUE_PARK, now
         )
@@ -299,7 +300,7 @@ cdef inline int patience(const Worker *worker, int64_t now) noexcept nogil:
 
 
 cdef void farewell(Board *board, int poller, Worker *worker) noexcept nogil:
-    """Answer who is already queued, then close every descriptor of ours."""
+    """Answer who is already queued or held, then close every descriptor of ours."""
     cdef int64_t until = net_steady() + LAST_MICROS
     cdef int32_t index
     cdef int taken
@@ -311,6 +312,10 @@ cdef void farewell(Board *board, int poller, Worker *worker) noexcept nogil:
             if serve(board, poller, worker, listening, until, &taken):
                 break
     for index in range(worker.pool.capacity):
+        if worker.pool.places[index].fd == NOBODY:
+            continue
+        if worker.pool.places[index].state != HELD_DRAINING:
+            client_due(board, worker, index, until)
         if worker.pool.places[index].fd != NOBODY:
             client_close(worker, index)
     close(poller)

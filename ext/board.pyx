@@ -31,7 +31,7 @@ ANSWER_MARKS = SLOT_MARKS
 COUNTERS = (
     "accepted", "sent", "short", "failed", "reset", "early", "parked",
     "park_full", "drain_expired", "held", "held_stressed", "held_full",
-    "held_share", "gone", "expired", "commands_wrong", "quits",
+    "held_share", "sacrificed", "gone", "expired", "commands_wrong", "quits",
     "answered_http", "answered_tls", "answered_socks", "rests",
     "ECONNABORTED", "EINTR", "EPROTO", "EPERM", "ENETDOWN", "ENETUNREACH",
     "EHOSTDOWN", "EHOSTUNREACH", "ENONET", "ENOPROTOOPT", "EOPNOTSUPP",

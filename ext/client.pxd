@@ -14,7 +14,8 @@ from libc.string cimport memcpy
 from posix.unistd cimport close
 from answer cimport DISCARD_OCTETS, count, look, record, say
 from counters cimport (
-    COMMANDS_WRONG, DRAIN_EXPIRED, HELD_FULL, HELD_SHARE, HELD_STRESSED, QUITS,
+    COMMANDS_WRONG, DRAIN_EXPIRED, EXPIRED, HELD_FULL, HELD_SHARE,
+    HELD_STRESSED, QUITS, SACRIFICED,
 )
 from http cimport (
     HTTP_HEAD, HTTP_HTML, READING_BAD, READING_DONE, READING_MORE, Reading,
@@ -25,7 +26,8 @@ from listeners cimport (
     SCRATCH_OCTETS, Board, Facts, Listening, Worker, disposal_add,
 )
 from net cimport (
-    net_add64, net_calendar, net_discard, net_read, net_send, net_steady,
+    net_add64, net_calendar, net_discard, net_half_close, net_read, net_send,
+    net_steady,
 )
 from pool cimport (
     HELD_DRAINING, HELD_FINE, HELD_PROBING, HELD_QUITTING, HELD_READING,
@@ -90,6 +92,23 @@ cdef inline void client_move(
 
 cdef inline void client_close(Worker *worker, int32_t place) noexcept nogil:
     close(pool_leave(&worker.pool, place))
+
+
+cdef inline bint client_sacrifice(Worker *worker) noexcept nogil:
+    """Close the client that was answered longest ago, for its descriptor; False
+    when nobody is left who was answered."""
+    cdef int32_t place
+    cdef int index
+    for index in range(worker.pool.fifo_count):
+        place = worker.pool.fifos[index].oldest
+        if place != -1 and worker.pool.places[place].state == HELD_DRAINING:
+            net_add64(
+                &worker.listening[worker.pool.places[place].listener]
+                .counters.count[<int>SACRIFICED], 1,
+            )
+            client_close(worker, place)
+            return True
+    return False
 
 
 cdef inline void client_note(
@@ -222,6 +241,19 @@ cdef inline void client_reply(
             client.dialogue.mute = True
 
 
+cdef inline bint client_hang_up(Worker *worker, Client *client, Words words) noexcept nogil:
+    """The last words of a dialogue, and the FIN; whether they were taken.
+
+    Who did not read its replies may have half a one: nothing may follow it.
+    """
+    if not client.dialogue.mute and say(
+        &worker.listening[client.listener], words, False, True, client.fd, client.peer
+    ) == OUTCOME_SENT:
+        return True
+    net_half_close(client.fd)
+    return False
+
+
 cdef inline void client_commands(Board *board, Worker *worker, int32_t place, size_t length, int64_t now) noexcept nogil:
     """`length` octets of commands are in the scratch."""
     cdef Client *client = &worker.pool.places[place]
@@ -240,7 +272,7 @@ cdef inline void client_commands(Board *board, Worker *worker, int32_t place, si
         client_reply(worker, client, slot_current(&listening.answers[<int>WORDS_WRONG]), wrong)
     if command == COMMAND_QUIT:
         net_add64(&listening.counters.count[<int>QUITS], 1)
-        say(listening, WORDS_BYE, False, True, client.fd, client.peer)
+        client_hang_up(worker, client, WORDS_BYE)
         client_move(worker, place, HELD_DRAINING, QUEUE_PARK, now)
 
 
@@ -295,8 +327,9 @@ cdef inline void client_due(Board *board, Worker *worker, int32_t place, int64_t
     elif client.state == HELD_READING:
         client_answer(board, worker, place, WORDS_TIMEOUT, False, True, now)
     else:
+        net_add64(&listening.counters.count[<int>EXPIRED], 1)
         if (
-            say(listening, WORDS_LATE, False, True, client.fd, client.peer) == OUTCOME_SENT
+            client_hang_up(worker, client, WORDS_LATE)
             and look(client.fd, OUTCOME_SENT) == OUTCOME_EARLY
         ):
             client_move(worker, place, HELD_DRAINING, QUEUE_PARK, now)

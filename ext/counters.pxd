@@ -29,6 +29,7 @@ cdef enum Counter:
     HELD_STRESSED   # not held: over the high-water mark
     HELD_FULL       # not held: no place left
     HELD_SHARE      # not held: their source has its share
+    SACRIFICED      # closed before EOF, for their descriptor
     GONE            # left before they were answered
     EXPIRED         # did not finish their request, or the dialogue, in time
     COMMANDS_WRONG  # 503 in the dialogue of `quit`

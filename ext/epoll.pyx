@@ -12,13 +12,13 @@ them gather for at most a millisecond.
 """
 
 from cpython.pycapsule cimport PyCapsule_GetPointer
-from libc.errno cimport EAGAIN, errno
+from libc.errno cimport EAGAIN, EMFILE, ENFILE, errno
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from posix.unistd cimport close, dup2, read
 
 from answer cimport count, look, record, say
 from client cimport (
-    client_close, client_due, client_hold, client_readable,
+    client_close, client_due, client_hold, client_readable, client_sacrifice,
 )
 from counters cimport (
     ACCEPTED, EARLY, HELD, PARK_FULL, PARKED, Policy, policy_of_errno,
@@ -26,7 +26,7 @@ from counters cimport (
 from listeners cimport (
     BATCH, EXPECTED_HTTP, MANNER_ASK, MANNER_DRAIN, MANNER_NOW, MANNER_QUIT,
     MANNER_RESET, Batch, Board, Facts, Listening, State, Stop, Worker,
-    disposal_add, listener_rise, listener_stumble,
+    disposal_add, listener_rest, listener_rise, listener_stumble,
 )
 from net cimport (
     net_accept, net_add64, net_calendar, net_close_range, net_half_close,
@@ -141,9 +141,18 @@ cdef inline bint take(
             # Perhaps short of what this very batch holds: close it and come
             # back; the listener is still readable.
             return False
+        elif (errno == EMFILE or errno == ENFILE) and client_sacrifice(worker):
+            # A client that was answered is worth less than a new one.
+            continue
         elif listener_stumble(worker, listening, errno, now) == Policy.POLICY_REST:
             unwatch(poller, listening.fd)
             return True
+    if taken[0] == 0:
+        # Nothing but errors, whatever their policy: a whole batch of them does
+        # not go away by itself, and a level-triggered poller would spin.
+        listener_rest(worker, listening, now)
+        unwatch(poller, listening.fd)
+        return True
     return False
 
 
@@ -153,6 +162,7 @@ cdef inline Outcome settle(
 ) noexcept nogil:
     """Hold a connection if it must be; what became of it, or OUTCOME_WAITS."""
     cdef const Facts *facts = listening.facts
+    cdef bint refused = False
     held[0] = False
     if facts.manner == MANNER_RESET:
         return outcome
@@ -168,15 +178,15 @@ cdef inline Outcome settle(
         outcome = say(listening, <Words>facts.blind, False, not facts.resets, fd, peer)
         outcome = look(fd, outcome)
         return OUTCOME_FULL if outcome == OUTCOME_EARLY else outcome
-    if facts.manner == MANNER_QUIT:
-        if outcome == OUTCOME_SENT:
-            held[0] = hold(
-                poller, worker, listening, fd, peer, port, HELD_QUITTING, QUEUE_QUIT, now
-            )
-            if held[0]:
-                net_add64(&listening.counters.count[<int>HELD], 1)
-                return outcome
-            net_half_close(fd)
+    if facts.manner == MANNER_QUIT and outcome == OUTCOME_SENT:
+        held[0] = hold(
+            poller, worker, listening, fd, peer, port, HELD_QUITTING, QUEUE_QUIT, now
+        )
+        if held[0]:
+            net_add64(&listening.counters.count[<int>HELD], 1)
+            return outcome
+        refused = True
+        net_half_close(fd)
     outcome = look(fd, outcome)
     if outcome == OUTCOME_EARLY:
         net_add64(&listening.counters.count[<int>EARLY], 1)
@@ -187,7 +197,7 @@ cdef inline Outcome settle(
         if held[0]:
             net_add64(&listening.counters.count[<int>HELD], 1)
             return outcome
-    elif outcome == OUTCOME_EARLY:
+    elif outcome == OUTCOME_EARLY and not refused:
         held[0] = hold(
             poller, worker, listening, fd, peer, port, HELD_DRAINING, QUEUE_PARK, now
         )
@@ -217,6 +227,8 @@ cdef inline void let_go(
     cdef int first = NOBODY
     cdef int last = NOBODY
     cdef int index, fd
+    # First, so that no look at the counters sees more answers than connections.
+    net_add64(&listening.counters.count[<int>ACCEPTED], <uint64_t>taken)
     for index in range(taken):
         fd = batch.fd[index]
         port = net_unpack(&batch.peer[index], peer)
@@ -237,7 +249,6 @@ cdef inline void let_go(
         close_run(first, last)
         first = last = fd
     close_run(first, last)
-    net_add64(&listening.counters.count[<int>ACCEPTED], <uint64_t>taken)
     disposal_add(worker, net_steady() - now, <uint64_t>taken)
 
 
@@ -330,7 +341,7 @@ cdef inline int patience(const Worker *worker, int64_t now) noexcept nogil:
 
 
 cdef void farewell(Board *board, int poller, Worker *worker) noexcept nogil:
-    """Answer who is already queued, then close every descriptor of ours."""
+    """Answer who is already queued or held, then close every descriptor of ours."""
     cdef int64_t until = net_steady() + LAST_MICROS
     cdef int32_t index
     cdef int taken
@@ -342,6 +353,10 @@ cdef void farewell(Board *board, int poller, Worker *worker) noexcept nogil:
             if serve(board, poller, worker, listening, until, &taken):
                 break
     for index in range(worker.pool.capacity):
+        if worker.pool.places[index].fd == NOBODY:
+            continue
+        if worker.pool.places[index].state != HELD_DRAINING:
+            client_due(board, worker, index, until)
         if worker.pool.places[index].fd != NOBODY:
             client_close(worker, index)
     close(poller)
@@ -446,8 +461,9 @@ cdef void close_others(Board *board, Worker *worker, int poller) noexcept nogil:
         if keep < 0:
             net_close_range(<unsigned int>floor, 0xFFFFFFFF)
             return
-        if keep > floor:
-            net_close_range(<unsigned int>floor, <unsigned int>(keep - 1))
+        if keep > floor and net_close_range(<unsigned int>floor, <unsigned int>(keep - 1)) != 0:
+            for fd in range(floor, keep):
+                close(fd)
         floor = keep + 1
 
 

@@ -174,9 +174,9 @@ cdef inline Reading http_read(
     cdef Reading reading
     for index in range(length):
         reading = http_octet(http, octets[index])
+        http.octets += 1
         if reading != READING_MORE:
             return reading
-        http.octets += 1
         if http.octets >= HTTP_OCTETS:
             return READING_DONE if http.stage >= STAGE_LINE else READING_BAD
     return READING_MORE

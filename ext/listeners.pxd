@@ -138,6 +138,14 @@ cdef struct Board:
     int32_t *buckets
 
 
+cdef inline void listener_rest(Worker *worker, Listening *listening, int64_t now) noexcept nogil:
+    """Leave a listener alone; the caller takes it out of its poller until `retry`."""
+    net_add64(&listening.counters.count[<int>Counter.RESTS], 1)
+    listening.resting = True
+    listening.retry = now + REST_MICROS
+    worker.resting += 1
+
+
 cdef inline Policy listener_stumble(
     Worker *worker, Listening *listening, int error, int64_t now
 ) noexcept nogil:
@@ -149,10 +157,7 @@ cdef inline Policy listener_stumble(
     cdef Counter counter = counter_of_errno(error)
     net_add64(&listening.counters.count[<int>counter], 1)
     if policy_of(counter) == Policy.POLICY_REST:
-        net_add64(&listening.counters.count[<int>Counter.RESTS], 1)
-        listening.resting = True
-        listening.retry = now + REST_MICROS
-        worker.resting += 1
+        listener_rest(worker, listening, now)
         return Policy.POLICY_REST
     return Policy.POLICY_NEXT
 

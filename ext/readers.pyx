@@ -35,7 +35,7 @@ def http(chunks):
         before = state.octets
         reading = http_read(&state, <const unsigned char *><const char *>chunk, len(chunk))
         if reading != READING_MORE:
-            left += max(0, len(chunk) - (state.octets - before) - 1)
+            left += len(chunk) - (state.octets - before)
     return (
         READINGS[reading], bool(state.flags & HTTP_HEAD), bool(state.flags & HTTP_HTML), left
     )

@@ -28,6 +28,7 @@ T = TypeVar("T")
 COMMAND = Path(sys.executable).parent / "turnaway-fast"
 NAME = "mx.example.com"
 LOCATION = "Somecity, Earth"
+T = TypeVar("T")
 SECONDS = 10.0  # patience with anything that should happen at once
 
 
@@ -144,6 +145,18 @@ class Daemon:
         """KiB, from /proc/PID/status."""
         status = Path(f"/proc/{self.pid}/status").read_text()
         return int(re.search(rf"^{field}:\s+(\d+) kB", status, re.M)[1])  # type: ignore[index]
+
+    def pause(self) -> None:
+        """SIGSTOP, and wait until every thread has stopped: clients may gather."""
+        self.process.send_signal(signal.SIGSTOP)
+        tasks = list(Path(f"/proc/{self.pid}/task").glob("*/stat"))
+        until(
+            lambda: all(task.read_text().rpartition(") ")[2][0] in "Tt" for task in tasks),
+            what="the threads to stop",
+        )
+
+    def resume(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         if self.process.poll() is None:

@@ -1,11 +1,16 @@
 """Types of ext/board.pyx; what its names mean stands there."""
 
+from collections.abc import Sequence
 from typing import Final, Literal, Self
 
 from typing_extensions import disjoint_base
 
-BANNER_OCTETS: Final = 1000
+ANSWER_OCTETS: Final = 4088
 COUNTERS: Final[tuple[str, ...]]
+WORDS: Final[tuple[str, ...]]
+QUEUES: Final = ("park", "drain", "probe", "request", "quit")
+MANNERS: Final = ("now", "drain", "quit", "reset", "ask")
+EXPECTED: Final = ("any", "http", "tls", "socks")
 STATES: Final = ("new", "running", "stopped", "broken")
 DETAILS: Final = ("none", "capped", "sample", "all")
 
@@ -20,19 +25,31 @@ class Board:
     @property
     def listeners(self) -> int: ...
     def __new__(
-        cls, workers: int, listeners: int, records: int = 16384, parked: int = 1024
+        cls,
+        workers: int,
+        listeners: int,
+        records: int = 16384,
+        held: int = 2048,
+        share: int = 64,
+        key: int = 0,
+        limits: Sequence[int] = (2_000_000, 5_000_000, 300_000, 10_000_000, 20_000_000),
     ) -> Self: ...
     def describe(self, listener: int, local: bytes, port: int, wildcard: bool) -> None: ...
+    def behave(
+        self, listener: int, manner: str, expected: str, blind: str, lingers: str, resets: bool
+    ) -> None: ...
     def attach(self, worker: int, listener: int, fd: int) -> None: ...
     def attach_wake(self, worker: int, fd: int) -> None: ...
     def attach_bell(self, fd: int) -> None: ...
-    def publish(self, listener: int, banner: bytes) -> None: ...
+    def publish(self, listener: int, words: str, octets: bytes, head: int = 0) -> None: ...
     def log_connections(
         self, mode: Literal["none", "capped", "sample", "all"], number: int, recording: bool
     ) -> None: ...
     def stop(self) -> None: ...
     def states(
         self,
-    ) -> list[tuple[Literal["new", "running", "stopped", "broken"], int, int, int, int]]: ...
+    ) -> list[
+        tuple[Literal["new", "running", "stopped", "broken"], int, int, int, int, bool, int]
+    ]: ...
     def counters(self, worker: int, listener: int) -> tuple[int, ...]: ...
     def dropped(self) -> int: ...

@@ -117,6 +117,11 @@ def warnings(listener: Listener) -> list[str]:
             f"{listener.place}: 521 is for hosts that never accept mail (RFC 7504 3), persona"
             f" {listener.persona.name} refuses some clients only; 554 says that"
         )
+    if not listener.timewait and listener.close in ("drain", "quit"):
+        said.append(
+            f"{listener.place}: timewait no spares only clients that are closed first; with close"
+            f" policy {listener.close} most close themselves, and leave a TIME-WAIT all the same"
+        )
     if speaks and listener.close == "reset":
         said.append(
             f"{listener.place}: close policy reset loses messages; clients see an error instead"

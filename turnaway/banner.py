@@ -83,7 +83,7 @@ def dialogue(listener: Listener) -> dict[str, bytes]:
     return {
         "wrong": f"503 {name} Bad sequence of commands; you are refused, see the greeting\r\n".encode(),
         "bye": f"221 {name} Closing connection\r\n".encode(),
-        "late": f"421 {name} Timeout; closing connection\r\n".encode(),
+        "late": f"421 {name} Timeout or shutdown; closing connection\r\n".encode(),
     }
 
 

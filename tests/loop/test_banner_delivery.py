@@ -4,7 +4,6 @@ In every case the banner is whole and no reset comes before it.
 """
 
 import re
-import signal
 import socket
 import struct
 import time
@@ -41,13 +40,13 @@ def test_early_talker(daemon: Daemon, octets: bytes) -> None:
 @pytest.mark.parametrize("octets", [b"EHLO spam.example\r\n", b"x" * 4096, b"x" * 100_000])
 def test_early_talker_before_accept(daemon: Daemon, octets: bytes) -> None:
     """The data is there before accept: the loop is stopped meanwhile."""
-    daemon.process.send_signal(signal.SIGSTOP)
+    daemon.pause()
     ones = [daemon.connect() for _ in range(20)]
     for one in ones:
         one.setblocking(False)
         one.send(octets)  # as much as the two buffers take
         one.settimeout(10)
-    daemon.process.send_signal(signal.SIGCONT)
+    daemon.resume()
     for one in ones:
         with one:
             assert WHOLE.fullmatch(read_all(one))
@@ -106,12 +105,12 @@ def test_slow_reader(daemon: Daemon) -> None:
 
 
 def test_reset_by_the_client_is_counted_and_harmless(daemon: Daemon) -> None:
-    daemon.process.send_signal(signal.SIGSTOP)
+    daemon.pause()
     ones = [daemon.connect() for _ in range(5)]
     for one in ones:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         one.close()
-    daemon.process.send_signal(signal.SIGCONT)
+    daemon.resume()
     assert WHOLE.fullmatch(daemon.banner())
     counters = daemon.counters()
     assert counters.get("reset", 0) + counters.get("ECONNABORTED", 0) == 5
@@ -119,9 +118,7 @@ def test_reset_by_the_client_is_counted_and_harmless(daemon: Daemon) -> None:
 
 def test_park_full_closes_at_once_and_counts(syslog: Syslog) -> None:
     """1,100 early talkers that stay, and 1,024 places: the rest are served too."""
-    with running(
-        syslog, "-w", "1", "--max-held", "1024", "--max-held-source", "9999"
-    ) as daemon:
+    with running(syslog, "-w", "1", "--max-held", "1024", "--max-held-source", "9999") as daemon:
         ones = []
         for _ in range(1100):
             one = daemon.connect()

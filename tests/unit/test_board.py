@@ -22,10 +22,14 @@ from running import SECONDS, read_all, until
 
 from turnaway import _epoll, stats
 from turnaway._board import (
-    BANNER_OCTETS,
+    ANSWER_OCTETS,
     COUNTERS,
     DETAILS,
+    EXPECTED,
+    MANNERS,
+    QUEUES,
     STATES,
+    WORDS,
     Board,
     accept_policy,
 )
@@ -59,17 +63,15 @@ class Loop:
 
 
 @contextlib.contextmanager
-def loop(
-    records: int = 64, parked: int = 8, detail: str = "all", number: int = 0
-) -> Iterator[Loop]:
-    board = Board(1, 1, records, parked)
+def loop(records: int = 64, held: int = 8, detail: str = "all", number: int = 0) -> Iterator[Loop]:
+    board = Board(1, 1, records, held, 1 << 17)
     with socket.create_server(("127.0.0.1", 0), backlog=128) as listening:
         listening.setblocking(False)
         board.describe(0, LOCAL, listening.getsockname()[1], False)
         board.attach(0, 0, listening.fileno())
         reader, writer = os.pipe()
         board.attach_wake(0, reader)
-        board.publish(0, b"421 no\r\n")
+        board.publish(0, "banner", b"421 no\r\n")
         board.log_connections(detail, number, True)  # type: ignore[arg-type]
         thread = threading.Thread(target=_epoll.run, args=(board, 0), daemon=True)
         thread.start()
@@ -141,11 +143,29 @@ def test_names_of_states_and_details_are_those_of_the_enums() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("file", "prefix", "names"),
+    [
+        ("slot.pxd", "WORDS_", WORDS),
+        ("pool.pxd", "QUEUE_", QUEUES),
+        ("listeners.pxd", "MANNER_", MANNERS),
+        ("listeners.pxd", "EXPECTED_", EXPECTED),
+    ],
+)
+def test_names_of_what_is_said_and_held_are_those_of_the_enums(
+    file: str, prefix: str, names: tuple[str, ...]
+) -> None:
+    text = (EXT / file).read_text()
+    assert (
+        tuple(one.lower() for one in re.findall(rf"^    {prefix}([A-Z0-9]+)", text, re.M)) == names
+    )
+
+
 # --- the board ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("workers", "listeners", "records", "parked", "said"),
+    ("workers", "listeners", "records", "held", "said"),
     [
         (0, 1, 1, 0, "workers: expected 1..1024, got 0"),
         (-1, 1, 1, 0, "workers"),
@@ -154,15 +174,15 @@ def test_names_of_states_and_details_are_those_of_the_enums() -> None:
         (1, 4097, 1, 0, "listeners"),
         (1, 1, 0, 0, "records: expected 1..1048576, got 0"),
         (1, 1, (1 << 20) + 1, 0, "records"),
-        (1, 1, 1, -1, "parked: expected 0..65536, got -1"),
-        (1, 1, 1, 65537, "parked"),
+        (1, 1, 1, -1, "held: expected 0..131072, got -1"),
+        (1, 1, 1, (1 << 17) + 1, "held"),
     ],
 )
 def test_a_board_out_of_range(
-    workers: int, listeners: int, records: int, parked: int, said: str
+    workers: int, listeners: int, records: int, held: int, said: str
 ) -> None:
     with pytest.raises(ValueError, match=re.escape(said)):
-        Board(workers, listeners, records, parked)
+        Board(workers, listeners, records, held)
 
 
 def test_numbers_that_are_no_int_of_c() -> None:
@@ -175,7 +195,7 @@ def test_numbers_that_are_no_int_of_c() -> None:
 def test_a_board_before_its_loops() -> None:
     board = Board(2, 3)
     assert (board.workers, board.listeners) == (2, 3)
-    assert board.states() == [("new", 0, 0, 0, 0)] * 2
+    assert board.states() == [("new", 0, 0, 0, 0, False, 0)] * 2
     assert board.dropped() == 0
     for worker, listener in itertools.product(range(2), range(3)):
         assert board.counters(worker, listener) == (0,) * len(COUNTERS)
@@ -192,7 +212,7 @@ def test_a_listener_that_is_not_there(index: int) -> None:
     for act in (
         lambda: board.describe(index, LOCAL, 25, False),
         lambda: board.attach(0, index, 0),
-        lambda: board.publish(index, b""),
+        lambda: board.publish(index, "banner", b""),
         lambda: board.counters(0, index),
     ):
         with pytest.raises(IndexError, match=f"listener {index} of 3"):
@@ -222,6 +242,43 @@ def test_a_way_of_logging_that_is_not_there() -> None:
         Board(1, 1).log_connections("some", 0, True)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("limits", [(), (1, 1, 1, 1), (1,) * 6, (1, 1, 0, 1, 1), (1, 1, 1, 1, -5)])
+def test_time_limits_that_are_none(limits: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="limits: expected 5 times above 0"):
+        Board(1, 1, limits=limits)
+
+
+@pytest.mark.parametrize("share", [0, -1])
+def test_a_share_of_nothing(share: int) -> None:
+    with pytest.raises(ValueError, match=f"share: expected at least 1, got {share}"):
+        Board(1, 1, share=share)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        ("later", "any", "banner", "park"),
+        ("ask", "gopher", "banner", "park"),
+        ("ask", "any", "welcome", "park"),
+        ("ask", "any", "banner", "forever"),
+    ],
+)
+def test_a_behaviour_that_is_not_there(how: tuple[str, str, str, str]) -> None:
+    with pytest.raises(ValueError, match="tuple"):
+        Board(1, 1).behave(0, *how, False)
+
+
+@pytest.mark.parametrize("head", [-1, 3, 1 << 20])
+def test_a_head_longer_than_the_answer(head: int) -> None:
+    with pytest.raises(ValueError, match="a head within"):
+        Board(1, 1).publish(0, "plain", b"ab", head)
+
+
+def test_words_that_are_not_there() -> None:
+    with pytest.raises(ValueError, match="tuple"):
+        Board(1, 1).publish(0, "welcome", b"")
+
+
 def test_a_loop_without_sockets_is_broken_and_says_so() -> None:
     board = Board(1, 1)
     thread = threading.Thread(target=_epoll.run, args=(board, 0))
@@ -233,29 +290,29 @@ def test_a_loop_without_sockets_is_broken_and_says_so() -> None:
 # --- the slot -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("length", [BANNER_OCTETS + 1, 4096, 1 << 20])
+@pytest.mark.parametrize("length", [ANSWER_OCTETS + 1, 8192, 1 << 20])
 def test_a_banner_that_is_too_long_changes_nothing(length: int) -> None:
     with loop() as one:
-        with pytest.raises(ValueError, match=f"at most {BANNER_OCTETS} octets, got {length}"):
-            one.board.publish(0, b"x" * length)
+        with pytest.raises(ValueError, match=f"at most {ANSWER_OCTETS} octets .*, got {length}, 0"):
+            one.board.publish(0, "banner", b"x" * length)
         assert one.banner() == b"421 no\r\n"
 
 
 def test_a_banner_must_be_bytes() -> None:
     for wrong in ("421 no\r\n", bytearray(b"421 no\r\n"), None):
         with pytest.raises(TypeError):
-            Board(1, 1).publish(0, wrong)  # type: ignore[arg-type]
+            Board(1, 1).publish(0, "banner", wrong)  # type: ignore[arg-type]
 
 
 def test_every_banner_published_is_the_next_one_sent() -> None:
     """Three times round the slots, each of another length, and the longest."""
     with loop() as one:
         for number in range(24):
-            banner = bytes([65 + number]) * (number * 43 % BANNER_OCTETS + 1)
-            one.board.publish(0, banner)
+            banner = bytes([65 + number]) * (number * 173 % ANSWER_OCTETS + 1)
+            one.board.publish(0, "banner", banner)
             assert one.banner() == banner
-        one.board.publish(0, b"x" * BANNER_OCTETS)
-        assert one.banner() == b"x" * BANNER_OCTETS
+        one.board.publish(0, "banner", b"x" * ANSWER_OCTETS)
+        assert one.banner() == b"x" * ANSWER_OCTETS
 
 
 def test_no_half_of_a_banner_is_ever_sent_while_it_is_renewed() -> None:
@@ -265,12 +322,12 @@ def test_no_half_of_a_banner_is_ever_sent_while_it_is_renewed() -> None:
 
     def renew(board: Board) -> None:
         for banner in itertools.cycle(sorted(whole)):
-            board.publish(0, banner)
+            board.publish(0, "banner", banner)
             if over.wait(0.01):
                 return
 
     with loop(records=4096) as one:
-        one.board.publish(0, b"A" * 900)
+        one.board.publish(0, "banner", b"A" * 900)
         thread = threading.Thread(target=renew, args=(one.board,))
         thread.start()
         try:
@@ -286,7 +343,7 @@ def test_no_half_of_a_banner_is_ever_sent_while_it_is_renewed() -> None:
 
 
 def reader_of(board: Board) -> Reader:
-    return Reader(board, [TAIL] * board.listeners, 1)
+    return Reader(board, [TAIL] * (board.listeners * len(WORDS)), 1)
 
 
 def test_empty_rings() -> None:
@@ -508,25 +565,25 @@ def test_busiest_sources() -> None:
         assert reader.busiest(9) == []
 
 
-@pytest.mark.parametrize("tails", [[], [TAIL], [TAIL] * 3])
+@pytest.mark.parametrize("tails", [[], [TAIL], [TAIL] * len(WORDS), [TAIL] * 999])
 def test_a_wrong_number_of_tails(tails: list[bytes]) -> None:
-    with pytest.raises(ValueError, match=f"tails: expected 2, got {len(tails)}"):
+    with pytest.raises(ValueError, match=f"tails: expected {2 * len(WORDS)}, got {len(tails)}"):
         Reader(Board(1, 2), tails, 0)
 
 
 def test_how_long_a_tail_may_be() -> None:
-    Reader(Board(1, 1), [b"x" * 400], 0)
+    Reader(Board(1, 1), [b"x" * 400] * len(WORDS), 0)
     with pytest.raises(ValueError, match="tail: at most 400 octets, got 401"):
-        Reader(Board(1, 1), [b"x" * 401], 0)
+        Reader(Board(1, 1), [*[b""] * (len(WORDS) - 1), b"x" * 401], 0)
 
 
 def test_the_longest_name_fits_a_tail() -> None:
-    from turnaway.journal import _tail
+    from turnaway.journal import _tails
     from turnaway.personas import shipped
     from turnaway.settings import Listener
 
-    one = Listener("192.0.2.1", 25, "n" * 255, "Earth", shipped("spammer"), 554)
-    Reader(Board(1, 1), [_tail(one)], 0)
+    one = Listener("192.0.2.1", 25, "n" * 255, "Earth", shipped("spammer"), 554, protocol="auto")
+    Reader(Board(1, 1), _tails(one), 0)
 
 
 def test_how_long_a_header_may_be() -> None:
@@ -544,9 +601,9 @@ def test_a_reader_of_the_wrong_things() -> None:
     with pytest.raises(AttributeError):
         Reader(object(), [], 0)  # type: ignore[arg-type]
     with pytest.raises(TypeError):
-        Reader(board, ["text"], 0)  # type: ignore[list-item]
+        Reader(board, ["text"] * len(WORDS), 0)  # type: ignore[list-item]
     with pytest.raises(OverflowError):
-        Reader(board, [b""], -1)
+        Reader(board, [b""] * len(WORDS), -1)
 
 
 def test_a_reader_keeps_its_board_alive() -> None:
@@ -569,7 +626,7 @@ def talk(one: Loop, count: int) -> list[socket.socket]:
 
 @pytest.mark.parametrize("parked", [0, 1, 3])
 def test_never_more_parked_than_there_is_room(parked: int) -> None:
-    with loop(parked=parked) as one:
+    with loop(held=parked) as one:
         clients = talk(one, 12)
         assert [read_all(client) for client in clients] == [b"421 no\r\n"] * 12
         until(lambda: one.count("accepted") == 12)
@@ -583,7 +640,7 @@ def test_never_more_parked_than_there_is_room(parked: int) -> None:
 
 def test_a_place_is_taken_again_and_again() -> None:
     """Leaving from the middle of the FIFO, then the ends, many times over."""
-    with loop(records=1024, parked=4) as one:
+    with loop(records=1024, held=4) as one:
         for _ in range(20):
             clients = talk(one, 4)
             for client in (clients[1], clients[3], clients[0], clients[2]):

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from turnaway.banner import _LONGEST_DATE, date_text
+from turnaway.banner import LONGEST_DATE, date_text
 
 FORM = re.compile(
     r"(Mon|Tue|Wed|Thu|Fri|Sat|Sun), \d\d"
@@ -114,7 +114,7 @@ def test_zones(zone: Zone, name: str, end: str) -> None:
     text = date_text(moment(2026, 1, 15, 12))
     assert FORM.fullmatch(text)
     assert text.endswith(f" {end}")
-    assert len(text) <= len(_LONGEST_DATE)
+    assert len(text) <= len(LONGEST_DATE)
 
 
 @pytest.mark.parametrize("name", ["A)B", "(x)", "A B", "A\r\nX", "\x1b[2J", "é", "", "A.B", "A:B"])

@@ -7,9 +7,13 @@ daemon does, and the filters match the lines that it writes.
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
+import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -348,3 +352,197 @@ def test_logrotate_understands_its_file(tmp_path: Path) -> None:
     said = good("logrotate", "--debug", "--force", "--state", tmp_path / "state", copy)
     assert "error" not in said.lower()
     assert "log needs rotating" in said
+
+
+# fail2ban and CrowdSec
+
+
+@pytest.fixture(scope="module")
+def lines(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What a running daemon says of seven clients, and of itself: header and text."""
+    folder = tmp_path_factory.mktemp("lines")
+    syslog = Syslog(folder / "log")
+    ports = [free_port() for _ in range(3)]
+    config = folder / "turnaway.toml"
+    config.write_text(
+        f'location = "Earth"\nlog = "syslog:{syslog.path}"\n'
+        f'[[listener]]\naddress = ["127.0.0.1:{ports[0]}", "[::1]:{ports[0]}"]\n'
+        f'name = "{NAME}"\npersona = "blocked"\n'
+        f'[[listener]]\naddress = ["127.0.0.1:{ports[1]}", "[::1]:{ports[1]}"]\n'
+        f'name = "{NAME}"\nprotocol = "auto"\n'
+        f'[[listener]]\naddress = "[::1]:{ports[2]}"\nname = "{NAME}"\nprotocol = "text:pop3"\n'
+    )
+    process = subprocess.Popen([COMMAND, "-f", "--pidfile", "none", "--config", config])
+    try:
+        syslog.wait_for("started: ")
+        for address in ("127.0.0.1", "::1"):
+            answer(ports[0], address)
+            with_words(ports[0], b"EHLO x\r\n", address)
+            with_words(ports[1], b"GET / HTTP/1.0\r\n\r\n", address)
+        answer(ports[2], "::1")
+        until(lambda: len(syslog.matching("turned away ")) == CLIENTS, what="the lines")
+        os.kill(process.pid, signal.SIGUSR1)
+        syslog.wait_for("counters: ")
+    finally:
+        process.terminate()
+        process.wait(SECONDS)
+        syslog.wait_for("stopped: ")
+        syslog.close()
+    return syslog.lines
+
+
+CLIENTS = 7
+_HEADER = re.compile(r"<\d+>(?P<date>\w{3} [ \d]\d [\d:]{8}) (?P<rest>.*)", re.S)
+ISO = "2026-11-22T17:47:03.512345+00:00"
+# As the syslog daemons write them into a file, and fail2ban makes them of the journal.
+PREFIXES = {
+    "rsyslog, traditional": r"\g<date> mx \g<rest>",
+    "rsyslog, ISO 8601": ISO + r" mx \g<rest>",
+    "FreeBSD, syslogd -v": r"\g<date> <2.6> mx \g<rest>",
+    "journal": r"2026-11-22T17:47:03.512345 mx \g<rest>",
+}
+
+
+@pytest.fixture
+def fail2ban(tmp_path: Path) -> Path:
+    """fail2ban's own configuration with our files in it."""
+    need("fail2ban-regex", "fail2ban-server")
+    home = tmp_path / "fail2ban"
+    shutil.copytree("/etc/fail2ban", home)
+    (home / "jail.d/defaults-debian.conf").unlink(missing_ok=True)
+    shutil.copytree(CONTRIB / "fail2ban", home, dirs_exist_ok=True)
+    return home
+
+
+def hosts(home: Path, text: str, filter_: str) -> list[str]:
+    """The addresses that fail2ban takes from the lines."""
+    log = home / "some.log"
+    log.write_text(text)
+    return good("fail2ban-regex", "-c", home, "-o", "<ip>", log, filter_).split()
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_fail2ban_finds_the_sources_of_real_lines(
+    prefix: str, lines: list[str], fail2ban: Path
+) -> None:
+    text = "".join(_HEADER.sub(PREFIXES[prefix], line) + "\n" for line in lines)
+    assert "proto=http code=403" in text
+    assert "proto=pop3 code=-" in text
+    options = "[logtype=journal]" if prefix == "journal" else ""
+    found = hosts(fail2ban, text, f"turnaway{options}")
+    assert sorted(found) == ["127.0.0.1"] * 3 + ["::1"] * 4
+    only = options.replace("]", ",") or "["
+    assert sorted(hosts(fail2ban, text, f'turnaway{only}persona="blocked"]')) == [
+        *("127.0.0.1", "127.0.0.1", "::1", "::1")
+    ]
+
+
+@pytest.mark.parametrize("name", ["turnaway", "turnaway-json"])
+def test_the_samples_of_the_filters_are_what_they_say(name: str, fail2ban: Path) -> None:
+    text = (CONTRIB / f"fail2ban/filter.d/{name}.conf").read_text().splitlines()
+    samples = 0
+    for before, line in itertools.pairwise(text):
+        if before.startswith("# failJSON: "):
+            said = json.loads(before.removeprefix("# failJSON: "))
+            found = hosts(fail2ban, line.removeprefix("# ") + "\n", name)
+            assert found == ([said["host"]] if said["match"] else []), line
+            samples += 1
+    assert samples >= 3
+
+
+def test_fail2ban_adds_sources_to_the_diversion_sets(
+    lines: list[str], fail2ban: Path, tmp_path: Path
+) -> None:
+    need("nft", "unshare")
+    if run("unshare", "-rn", "nft", "list", "tables").returncode != 0:
+        pytest.skip("user namespaces are refused here")
+    log = tmp_path / "mail.log"
+    log.write_text("")
+    now = time.strftime("%b %d %H:%M:%S")
+    text = "".join(_HEADER.sub(rf"{now} mx \g<rest>", line) + "\n" for line in lines)
+    elsewhere = text.replace("from=[127.0.0.1]", "from=[192.0.2.9]")
+    (tmp_path / "new").write_text(elsewhere.replace("from=[::1]", "from=[2001:db8::9]"))
+    jail = (fail2ban / "jail.d/turnaway.conf").read_text()
+    jail = re.sub(r"^backend = systemd", f"backend = polling\nlogpath = {log}", jail, flags=re.M)
+    jail = jail.replace("enabled = false", "enabled = true").replace("maxretry = 5", "maxretry = 3")
+    (fail2ban / "jail.d/turnaway.conf").write_text(jail)
+    sets = "".join(f"set auto{n} {{ type ipv{n}_addr; flags timeout; }}; " for n in (4, 6))
+    script = f"""
+        nft 'table inet turnaway {{ {sets} }}'
+        nft 'add element inet turnaway auto4 {{ 192.0.2.9 timeout 60s }}'  # by hand, before
+        fail2ban-server -c {fail2ban} -s {tmp_path}/f2b.sock -p {tmp_path}/f2b.pid --loglevel INFO \\
+            --logtarget {tmp_path}/f2b.log --syslogsocket none -f start >/dev/null 2>&1 &
+        server=$!
+        for try in $(seq 100); do fail2ban-client -s {tmp_path}/f2b.sock ping >/dev/null 2>&1 && break; sleep 0.1; done
+        cat {tmp_path}/new >>{log}
+        for try in $(seq 100); do nft list set inet turnaway auto6 | grep -q elements && break; sleep 0.1; done
+        sleep 0.5
+        nft list table inet turnaway
+        fail2ban-client -s {tmp_path}/f2b.sock unban 192.0.2.9
+        nft list set inet turnaway auto4
+        kill $server; wait $server
+    """
+    (fail2ban / "fail2ban.local").write_text(f"[Definition]\ndbfile = {tmp_path}/f2b.sqlite3\n")
+    banned, _, unbanned = good("unshare", "-rn", "sh", "-c", script).partition("\n}\n")
+    report = banned + (tmp_path / "f2b.log").read_text()
+    assert re.search(r"192\.0\.2\.9 timeout 1d expires 23h59m", banned), report
+    assert re.search(r"2001:db8::9 timeout 1d expires 23h59m", banned), report
+    assert "192.0.2.9" not in unbanned
+
+
+# The words of grok that we use.
+GROK = {
+    "IP": r"[0-9A-Fa-f.:]+",
+    "INT": r"[+-]?[0-9]+",
+    "NOTSPACE": r"\S+",
+    "WORD": r"\b\w+\b",
+    "DATA": r".*?",
+}
+
+
+def need_module(name: str) -> None:
+    """Skip where a Python module is not installed; in CI that is a failure."""
+    if importlib.util.find_spec(name) is None:
+        reason = f"needs {name}"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+
+
+def crowdsec(name: str) -> dict[str, object]:
+    need_module("yaml")
+    import yaml
+
+    found = yaml.safe_load((CONTRIB / "crowdsec" / name).read_text())
+    assert isinstance(found, dict)
+    return found
+
+
+def test_crowdsec_finds_the_sources_of_real_lines(lines: list[str]) -> None:
+    parser = crowdsec("turnaway-logs.yaml")
+    (node,) = parser["nodes"]  # type: ignore[misc,index]
+    pattern = re.sub(
+        r"%\{([A-Z]+):(\w+)\}",
+        lambda found: f"(?P<{found[2]}>{GROK[found[1]]})",
+        node["grok"]["pattern"],
+    )
+    assert "%{" not in pattern
+    messages = [line.partition("]: ")[2] for line in lines]
+    found = [one.groupdict() for line in messages if (one := re.search(pattern, line))]
+    assert sorted(one["source_ip"] for one in found) == ["127.0.0.1"] * 3 + ["::1"] * 4
+    assert {one["protocol"] for one in found} == {None, "http", "pop3"}
+    assert {one["persona"] for one in found} == {"blocked", "mail"}
+    # What is taken over exists.
+    for static in parser["statics"]:  # type: ignore[attr-defined]
+        if "expression" in static:
+            assert static["expression"].removeprefix("evt.Parsed.") in found[0]
+    program = re.search(r"startsWith '(\w+)'", str(parser["filter"]))
+    assert program
+    assert all(line.split()[3].startswith(program[1]) for line in lines)
+
+
+def test_the_crowdsec_scenario_asks_for_what_the_parser_makes() -> None:
+    metas = {one["meta"]: one for one in crowdsec("turnaway-logs.yaml")["statics"]}  # type: ignore[attr-defined]
+    scenario = crowdsec("turnaway-many.yaml")
+    assert scenario["groupby"] == "evt.Meta.source_ip"
+    assert "source_ip" in metas
+    assert scenario["filter"] == f"evt.Meta.log_type == '{metas['log_type']['value']}'"
+    assert crowdsec("acquis.yaml")["labels"] == {"type": "syslog"}

@@ -230,7 +230,6 @@ def test_sysusers_and_tmpfiles_make_what_the_unit_needs(tmp_path: Path) -> None:
     assert (tmp_path / "var/log/turnaway").stat().st_mode & 0o777 == 0o750
 
 
-@pytest.mark.xfail(reason="the daemon does not feed a watchdog yet")
 def test_the_daemon_feeds_the_watchdog_that_the_unit_sets(tmp_path: Path) -> None:
     assert settings_of("systemd")["WatchdogSec"] == ["30"]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as supervisor:

@@ -439,7 +439,7 @@ class Own:
         def command(port: int, folder: Path) -> list[str]:
             return [
                 str(Path(sys.executable).parent / "turnaway-fast"),
-                "-f", "--pidfile", "none", "--log", "stderr", "--log-connections", "none",
+                "-f", "--pidfile", "none", "--control", "none", "--log", "stderr", "--log-connections", "none",
                 "-w", str(workers), "-p", "blocked",
                 "Somecity, Earth", f"127.0.0.1:{port} mx.example.com",
             ]  # fmt: skip

@@ -122,7 +122,7 @@ cdef class Parts:
             raise ValueError(f"banner: at most {SLOT_OCTETS} octets")
         with nogil:
             for turn in range(times):
-                seen += slot_publish(self.banner, text, length, 0)
+                seen += slot_publish(self.banner, text, length, 0, True)
         return seen
 
     def current(self, int times):

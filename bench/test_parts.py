@@ -243,7 +243,7 @@ def test_pull_to_syslog(
 
     def pull() -> None:
         before = time.thread_time_ns()
-        seen, sent, gone, _ = reader.pull(ours.fileno(), "datagram", HEADER, LINES)
+        seen, sent, gone, _, _, _ = reader.pull(ours.fileno(), "datagram", HEADER, [LINES, 0])
         cpu.append(time.thread_time_ns() - before)
         lost.append(gone)
         assert seen == sent + gone == LINES

@@ -16,7 +16,8 @@ from counters cimport COUNTERS as COUNTER_COUNT
 from counters cimport Counters, Policy, counter_of_errno, policy_of
 from listeners cimport Board as Memory
 from listeners cimport DISPOSAL_BUCKETS, Facts, Listening, Stop, Worker
-from net cimport net_load32, net_load64, net_store32
+from libc.errno cimport errno
+from net cimport net_load32, net_load64, net_no_new_privileges, net_store32
 from pool cimport FIFOS
 from pool cimport QUEUES as QUEUE_COUNT
 from pool cimport Client, pool_init
@@ -57,6 +58,12 @@ MANNERS = ("now", "drain", "quit", "reset", "ask")
 EXPECTED = ("any", "http", "tls", "socks")
 STATES = ("new", "running", "stopped", "broken")
 DETAILS = ("none", "capped", "sample", "all")
+
+
+def no_new_privileges():
+    """From now on nothing this process executes gains privileges.  Raises OSError."""
+    if net_no_new_privileges() != 0:
+        raise OSError(errno, "no_new_privs")
 
 
 def accept_policy(int error):

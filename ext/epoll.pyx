@@ -50,6 +50,7 @@ cdef extern from "<sys/epoll.h>" nogil:
         EPOLL_CTL_DEL
         EPOLLIN
         EPOLLRDHUP
+        EPOLLEXCLUSIVE
     ctypedef union epoll_data_t:
         uint64_t u64
     cdef struct epoll_event:
@@ -67,6 +68,10 @@ cdef enum:
     # answered; bounded, for new ones keep coming.
     LAST_ACCEPTS = 65536
     LAST_MICROS = 250_000
+
+cdef enum:
+    # A socket that a supervisor handed in is shared: wake one worker, not all.
+    LISTENER_EVENTS = EPOLLIN | EPOLLEXCLUSIVE
 
 # What an event's 64 bits of data mean: a kind and an index.
 cdef enum Kind:
@@ -293,7 +298,7 @@ cdef inline void rouse(int poller, Worker *worker, int64_t now) noexcept nogil:
             if net_load32(&listening.facts.paused):
                 listening.paused = True
                 continue
-            if watch(poller, listening.fd, Kind.KIND_LISTENER, index, EPOLLIN) != 0:
+            if watch(poller, listening.fd, Kind.KIND_LISTENER, index, LISTENER_EVENTS) != 0:
                 listener_stumble(worker, listening, errno, now)
 
 
@@ -312,7 +317,7 @@ cdef inline void obey(int poller, Worker *worker, int64_t now) noexcept nogil:
             continue
         if paused:
             unwatch(poller, listening.fd)
-        elif watch(poller, listening.fd, Kind.KIND_LISTENER, index, EPOLLIN) != 0:
+        elif watch(poller, listening.fd, Kind.KIND_LISTENER, index, LISTENER_EVENTS) != 0:
             listener_stumble(worker, listening, errno, now)
         listening.paused = paused
 
@@ -483,7 +488,7 @@ cdef void work(Board *board, Worker *worker) noexcept nogil:
         worker.error = errno
     for index in range(worker.listeners):
         if watch(
-            poller, worker.listening[index].fd, Kind.KIND_LISTENER, index, EPOLLIN
+            poller, worker.listening[index].fd, Kind.KIND_LISTENER, index, LISTENER_EVENTS
         ) != 0:
             worker.error = errno
     if worker.error:

@@ -7,13 +7,13 @@ from typing_extensions import disjoint_base
 
 from turnaway._board import Board
 
-KINDS: Final = ("none", "datagram", "stream")
+KINDS: Final = ("none", "datagram", "stream", "absent")
 
 @disjoint_base
 class Reader:
     def __new__(cls, board: Board, tails: Sequence[bytes], key: int) -> Self: ...
     def pull(
-        self, fd: int, kind: str, header: bytes, allowed: int
-    ) -> tuple[int, int, int, int]: ...
+        self, fd: int, kind: str, header: bytes, allowed: Sequence[int], wanted: int = 0
+    ) -> tuple[int, int, int, int, list[int], list[str]]: ...
     def busiest(self, most: int) -> list[tuple[str, int]]: ...
     def forget(self) -> None: ...

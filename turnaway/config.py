@@ -134,7 +134,7 @@ class _File:
 
     def _message(self, table: Table) -> dict[str, Any]:
         """What may be said at the top, for all, and again for a listener."""
-        found = {
+        found: dict[str, Any] = {
             "location": self._text(table, "location", values.printable),
             "contact": self._text(table, "contact", values.printable),
             "persona": table.string("persona"),

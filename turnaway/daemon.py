@@ -16,6 +16,7 @@ from socket import socket
 from types import FrameType
 
 from turnaway import answers, privileged
+from turnaway._board import no_new_privileges
 from turnaway.detach import Lifeline, detach, foreground
 from turnaway.engine import LOOP, Engine, descriptors_of
 from turnaway.exits import OS_ERROR, Failure
@@ -48,9 +49,13 @@ def run(settings: Settings, reread: Reread | None = None) -> int:
         answers.render(listener, time.time())
     # A signal that comes while we start waits until serve() looks for it.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    if not settings.foreground:
+        privileged.close_inherited()
     pidfile = privileged.Pidfile(settings.pidfile) if settings.pidfile else None
     try:
-        sockets = privileged.bind(settings.listeners, settings.workers)
+        inherited = privileged.Inherited()
+        inherited.unclaimed(settings.listeners)
+        sockets = privileged.bind(settings.listeners, settings.workers, inherited)
         journal = Journal(settings)
         time.tzset()  # reads the zone now; a chroot may have none
         lifeline = foreground() if settings.foreground else detach()
@@ -95,6 +100,7 @@ def _start(
     if settings.identity:
         privileged.drop(settings.identity)
         user = settings.identity.user
+    no_new_privileges()
     daemon = _Daemon(settings, pidfile, journal, supervisor)
     signal.set_wakeup_fd(daemon.ring, warn_on_full_buffer=False)
     for number in SIGNALS:
@@ -143,6 +149,7 @@ class _Daemon:
         self.journal.follow(settings, engine.board)
         self.engine = engine
         self.settings = settings
+        self._turns: list[int] | None = None
 
     def live(self, reread: Reread | None) -> int:
         """Until a signal says stop; returns the exit status."""
@@ -164,6 +171,7 @@ class _Daemon:
             # go; a clock that is set is followed within a second.
             now = time.time()
             self.poller.wait(1 - now % 1)
+            self._prove_life()
             if int(time.time()) != second:
                 second = int(time.time())
                 for engine in (*self.retired, self.engine):
@@ -181,6 +189,19 @@ class _Daemon:
                     self.journal.counters()
                 elif number == signal.SIGHUP:
                     self.reload(reread)
+
+    def _prove_life(self) -> None:
+        """Feed the supervisor's watchdog, but only when every loop has turned since
+        it was last woken for this; else say nothing, and let it act."""
+        if not self.supervisor.watches:
+            return
+        turns = [state[2] for state in self.engine.board.states()]
+        if self._turns is None or all(
+            now != before for now, before in zip(turns, self._turns, strict=True)
+        ):
+            self.supervisor.notify("WATCHDOG=1\n")
+            self._turns = turns
+            self.engine.wake()
 
     def _bury(self) -> None:
         """Retired loops that have ended: their counters stay, their memory goes."""

@@ -28,6 +28,7 @@ from turnaway.values import workers
 
 T = TypeVar("T")
 
+MOST_LISTENERS = 4096
 DEFAULT_PERSONA = "mail"  # 421: the one that loses nothing when it was a mistake
 
 
@@ -107,7 +108,7 @@ class Settling:
         pidfile = self.value("pidfile", self._default_path(".pid"))
         control = self.value("control", self._default_path(".ctl"))
         self._chroot()
-        foreground = self.value("foreground", False) or "NOTIFY_SOCKET" in os.environ
+        foreground = self.value("foreground", False) or bool(os.environ.get("NOTIFY_SOCKET"))
         target, path = self.value("log", ("syslog", SYSLOG_SOCKET))
         if (target == "stderr" or (target == "json" and path == "-")) and not foreground:
             self.mistakes.add(
@@ -164,6 +165,8 @@ class Settling:
                     )
                 seen.setdefault(listener.place, draft.where)
                 made.append(listener)
+        if len(made) > MOST_LISTENERS:
+            self.mistakes.add(f"{len(made)} listeners; at most {MOST_LISTENERS} are possible")
         for listener in made:
             for said in answers.mistakes(listener):
                 self.mistakes.add(said, DATA)

@@ -107,19 +107,20 @@ class Engine:
             if state == "broken":
                 raise Failure(OS_ERROR, f"worker {worker}: {os.strerror(error)}")
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Make every loop turn once."""
         for _, writer in self._wakes:
             os.write(writer, b"\0")
 
     def pause(self, listener: int, paused: bool) -> None:
         """Take no connections on a listener, or take them again."""
         self.board.pause(listener, paused)
-        self._wake()
+        self.wake()
 
     def stop(self) -> bool:
         """Tell the loops to end; True when all did within STOP_SECONDS."""
         self.board.stop()
-        self._wake()
+        self.wake()
         until = time.monotonic() + STOP_SECONDS
         for thread in self._threads:
             thread.join(max(0.0, until - time.monotonic()))
@@ -133,7 +134,7 @@ class Engine:
         ours can be closed at once; where it has not, they close with the queue.
         """
         self.board.retire(leaving)
-        self._wake()
+        self.wake()
         if all(state[7] for state in self.board.states()):
             for row in self.sockets:
                 for index in leaving:

@@ -12,6 +12,9 @@ class Supervisor:
 
     def __init__(self) -> None:
         self._socket = _connected()
+        # sd_watchdog_enabled(3): for us if the pid is ours, or not said.
+        mine = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+        self.watches = mine and os.environ.get("WATCHDOG_USEC", "0") != "0"
 
     def notify(self, message: str) -> None:
         """Send `message`, such as READY=1."""

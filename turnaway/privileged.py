@@ -16,6 +16,7 @@ import time
 
 from turnaway.exits import (
     CANNOT_CREATE,
+    CONFIGURATION,
     NO_PERMISSION,
     OS_ERROR,
     RUNNING,
@@ -93,8 +94,9 @@ class Pidfile:
             what = f"{self.path}: cannot write the pidfile: {error.strerror}"
             raise Failure(CANNOT_CREATE, f"{what}; see --pidfile PATH|none") from None
 
-    def leave_to_janitor(self) -> None:
-        """Have the file removed although we shall not be root by then.
+    def leave_to_janitor(self, control: str = "") -> None:
+        """Have the file removed although we shall not be root by then, and that of the
+        control socket with it.
 
         A shell that does nothing but wait for one word or for our end; it keeps
         the lock until it has removed the file, and looks whether it is still ours.
@@ -113,13 +115,16 @@ class Pidfile:
                 null = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(null, 1)
                 os.dup2(null, 2)
+                os.closerange(3, self.fd)
+                os.closerange(self.fd + 1, 1 << 20)
                 os.set_inheritable(self.fd, True)
                 script = (
                     'trap "" HUP INT TERM; read -r word && [ "$word" = remove ]'
-                    ' && read -r pid <"$1" && [ "$pid" = "$2" ] && rm -f -- "$1"'
+                    ' && read -r pid <"$1" && [ "$pid" = "$2" ]'
+                    ' && { [ ! -S "$3" ] || rm -f -- "$3"; rm -f -- "$1"; }'
                 )
-                words = ["sh", "-c", script, "turnaway-pidfile", self.path, str(os.getppid())]
-                os.execv("/bin/sh", words)
+                words = [self.path, str(os.getppid()), control]
+                os.execv("/bin/sh", ["sh", "-c", script, "turnaway-pidfile", *words])
             finally:
                 os._exit(OS_ERROR)
         os.close(reader)
@@ -159,25 +164,82 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def bind(listeners: tuple[Listener, ...], workers: int) -> list[list[socket.socket]]:
+def bind(
+    listeners: tuple[Listener, ...], workers: int, inherited: "Inherited | None" = None
+) -> list[list[socket.socket]]:
     """One listening socket per worker and listener: [worker][listener].
 
-    The first socket of each address is bound without SO_REUSEPORT, so that an
-    address which another program has (or another Turnaway) is an error and not
-    quietly shared; the option is set afterwards, for our own other sockets.
+    The first socket of each address is bound, and listens, without SO_REUSEPORT,
+    so that an address which another program has (or another Turnaway, even one
+    that starts at this very moment) is an error and not quietly shared; the
+    option is set afterwards, for our own other sockets.  A socket that a
+    supervisor handed in is shared by all workers.
     """
-    first = [_bound(listener, alone=True) for listener in listeners]
-    for one in first:
+    given = inherited.sockets if inherited else {}
+    first = [given.get(one.place) or _bound(one, alone=True) for one in listeners]
+    ours: list[Listener] = []
+    for listener, one in zip(listeners, first, strict=True):
+        if listener.place in given:
+            _prepare(one, listener)
+            continue
+        if any(listener.port == other.port for other in ours):
+            # All addresses, and one of them: both are ours.
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        _listen(one, listener)
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        ours.append(listener)
     bound = [first]
-    bound += [[_bound(listener) for listener in listeners] for _ in range(workers - 1)]
-    for sockets in bound:
-        for one, listener in zip(sockets, listeners, strict=True):
-            try:
-                one.listen(BACKLOG)
-            except OSError as error:
-                raise _unavailable(listener, error) from None
+    for _ in range(workers - 1):
+        row = [given.get(one.place) or _bound(one) for one in listeners]
+        for listener, one in zip(listeners, row, strict=True):
+            if listener.place not in given:
+                _listen(one, listener)
+        bound.append(row)
     return bound
+
+
+def _listen(one: socket.socket, listener: Listener) -> None:
+    try:
+        one.listen(BACKLOG)
+    except OSError as error:
+        raise _unavailable(listener, error) from None
+
+
+class Inherited:
+    """The sockets that a supervisor handed in: sd_listen_fds(3)."""
+
+    def __init__(self) -> None:
+        self.sockets: dict[str, socket.socket] = {}
+        count = os.environ.get("LISTEN_FDS", "")
+        if os.environ.get("LISTEN_PID") != str(os.getpid()) or not count.isdecimal():
+            return
+        for fd in range(3, 3 + int(count)):
+            try:
+                one = socket.socket(fileno=fd)
+                listening = one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            except OSError as error:
+                raise Failure(
+                    OS_ERROR, f"descriptor {fd} of LISTEN_FDS: {error.strerror}"
+                ) from None
+            if not listening or one.family not in (socket.AF_INET, socket.AF_INET6):
+                raise Failure(
+                    CONFIGURATION,
+                    f"descriptor {fd} of LISTEN_FDS: expected a listening TCP socket (Accept=no)",
+                )
+            address, port = one.getsockname()[:2]
+            host = f"[{address}]" if ":" in address else address
+            self.sockets[f"{host}:{port}"] = one
+
+    def unclaimed(self, listeners: tuple[Listener, ...]) -> None:
+        """Raise Failure for a socket that no listener describes."""
+        places = {one.place for one in listeners}
+        for place in self.sockets:
+            if place not in places:
+                raise Failure(
+                    CONFIGURATION,
+                    f"LISTEN_FDS: a socket for {place} was handed in, and no listener is there;"
+                    f" expected one of {', '.join(sorted(places))}",
+                )
 
 
 def tune(one: socket.socket, listener: Listener) -> None:
@@ -190,6 +252,18 @@ def tune(one: socket.socket, listener: Listener) -> None:
     )
     resets = 1 if listener.close == "reset" else 0
     one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", resets, 0))
+    # MSG_MORE holds per call: a FIN of the client's between the banner and our own
+    # would push the banner out alone.  The cork holds until our FIN.
+    corked = 1 if listener.close in ("now", "drain") else 0
+    one.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, corked)
+
+
+def _prepare(one: socket.socket, listener: Listener) -> None:
+    """Every option that accepted sockets inherit."""
+    one.setblocking(False)
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_OCTETS)
+    one.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MILLIS)
+    tune(one, listener)
 
 
 def _bound(listener: Listener, alone: bool = False) -> socket.socket:
@@ -201,9 +275,7 @@ def _bound(listener: Listener, alone: bool = False) -> socket.socket:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if listener.ipv6:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_OCTETS)
-        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MILLIS)
-        tune(made, listener)
+        _prepare(made, listener)
         host = socket.getaddrinfo(
             listener.address,
             listener.port,
@@ -229,6 +301,11 @@ def _unavailable(listener: Listener, error: OSError) -> Failure:
     if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.ENODEV):
         return Failure(UNAVAILABLE, f"{listener.place}: no interface of this host has this address")
     return Failure(OS_ERROR, f"{listener.place}: {error.strerror}")
+
+
+def close_inherited() -> None:
+    """Close what whoever started us left open: a daemon holds nobody's lock."""
+    os.closerange(3, 1 << 20)
 
 
 def allow_descriptors(needed: int) -> int:

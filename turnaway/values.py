@@ -58,6 +58,8 @@ def place(text: str) -> tuple[str, int]:
     if address.version == 6:
         if address.ipv4_mapped:  # an IPv6 listener is IPv6 only
             raise ValueError(f"{host!r} is an IPv4 address; expected {address.ipv4_mapped}")
+        if address.scope_id is not None and address.is_unspecified:
+            raise ValueError(f"{host!r}: all addresses have no interface; expected ::")
         if address.scope_id is not None and not _ZONE.fullmatch(address.scope_id):
             raise ValueError(
                 f"{host!r}: after the % expected an interface's name, such as fe80::1%eth0"

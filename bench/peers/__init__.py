@@ -366,7 +366,7 @@ def _turnaway(*options: str, workers: int = 1) -> Callable[[int, Path], list[str
     def command(port: int, folder: Path) -> list[str]:
         return [
             str(Path(sys.executable).parent / "turnaway-fast"),
-            "-f", "--pidfile", "none", "--log", f"syslog:{folder}/log",
+            "-f", "--pidfile", "none", "--control", "none", "--log", f"syslog:{folder}/log",
             *options, "-w", str(workers), "-p", "blocked",
             "Somecity, Earth", f"127.0.0.1:{port} mx.example.com",
         ]  # fmt: skip

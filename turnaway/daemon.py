@@ -15,7 +15,7 @@ from collections.abc import Callable
 from socket import socket
 from types import FrameType
 
-from turnaway import answers, privileged
+from turnaway import answers, metrics, privileged
 from turnaway._board import no_new_privileges
 from turnaway.detach import Lifeline, detach, foreground
 from turnaway.engine import LOOP, Engine, descriptors_of
@@ -25,11 +25,22 @@ from turnaway.notify import Supervisor
 from turnaway.outlet import ERROR, INFO, NOTICE, WARNING
 from turnaway.poller import Poller
 from turnaway.settings import Settings
+from turnaway.stats import Ledger
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 # What a reload cannot change: it was used as root, or others hold on to it.
-FIXED = ("workers", "identity", "chroot", "pidfile", "control", "log", "syslog_socket")
+FIXED = (
+    "workers",
+    "identity",
+    "chroot",
+    "pidfile",
+    "control",
+    "log",
+    "syslog_socket",
+    "json_path",
+    "metrics",
+)
 
 Reread = Callable[[], Settings]
 
@@ -57,6 +68,8 @@ def run(settings: Settings, reread: Reread | None = None) -> int:
         inherited.unclaimed(settings.listeners)
         sockets = privileged.bind(settings.listeners, settings.workers, inherited)
         journal = Journal(settings)
+        ledger = Ledger()
+        sight = metrics.opened(settings, ledger, journal.lost)
         time.tzset()  # reads the zone now; a chroot may have none
         lifeline = foreground() if settings.foreground else detach()
     except Failure:
@@ -65,7 +78,7 @@ def run(settings: Settings, reread: Reread | None = None) -> int:
         raise
     try:
         try:
-            daemon = _start(settings, pidfile, sockets, journal, lifeline)
+            daemon = _start(settings, pidfile, sockets, journal, ledger, sight, lifeline)
         except (OSError, RuntimeError) as error:  # such as out of descriptors, of threads
             raise Failure(OS_ERROR, f"cannot start: {error}") from None
     except Failure as failure:
@@ -85,6 +98,8 @@ def _start(
     pidfile: privileged.Pidfile | None,
     sockets: list[list[socket]],
     journal: Journal,
+    ledger: Ledger,
+    sight: metrics.Metrics | None,
     lifeline: Lifeline,
 ) -> "_Daemon":
     user = str(os.geteuid())
@@ -101,11 +116,13 @@ def _start(
         privileged.drop(settings.identity)
         user = settings.identity.user
     no_new_privileges()
-    daemon = _Daemon(settings, pidfile, journal, supervisor)
+    daemon = _Daemon(settings, pidfile, journal, ledger, sight, supervisor)
     signal.set_wakeup_fd(daemon.ring, warn_on_full_buffer=False)
     for number in SIGNALS:
         signal.signal(number, _noted)
     daemon.begin(settings, sockets)
+    if sight:
+        sight.begin(daemon.poller)
     # After the loops, so that they never see a signal; whatever mask the caller left.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     journal.started(user, LOOP)
@@ -128,11 +145,15 @@ class _Daemon:
         settings: Settings,
         pidfile: privileged.Pidfile | None,
         journal: Journal,
+        ledger: Ledger,
+        sight: metrics.Metrics | None,
         supervisor: Supervisor,
     ) -> None:
         self.settings = settings
         self.pidfile = pidfile
         self.journal = journal
+        self.ledger = ledger
+        self.sight = sight
         self.supervisor = supervisor
         self.retired: list[Engine] = []
         self.poller = Poller()
@@ -147,6 +168,7 @@ class _Daemon:
         _publish(settings, engine)
         engine.start()
         self.journal.follow(settings, engine.board)
+        self.ledger.follow(settings, engine.board)
         self.engine = engine
         self.settings = settings
         self._turns: list[int] | None = None
@@ -158,6 +180,8 @@ class _Daemon:
         ended = not [one for one in (*self.retired, self.engine) if not one.stop()]
         self.journal.tick(time.time())
         self.journal.stopped(reason, ended)
+        if self.sight:
+            self.sight.end()
         if self.pidfile:
             self.pidfile.remove()
         return 0 if ended else OS_ERROR
@@ -181,6 +205,9 @@ class _Daemon:
             except BlockingIOError:
                 woken = b""
             self.journal.tick(time.time())
+            if self.sight:
+                for severity, text in self.sight.tick():
+                    self.journal.say(severity, text)
             self._bury()
             for number in woken:
                 if number in (signal.SIGTERM, signal.SIGINT):
@@ -207,6 +234,7 @@ class _Daemon:
         """Retired loops that have ended: their counters stay, their memory goes."""
         for engine in [one for one in self.retired if one.ended()]:
             self.journal.leave(engine.board)
+            self.ledger.leave(engine.board)
             self.retired.remove(engine)
 
     def reload(self, reread: Reread | None) -> bool:
@@ -232,10 +260,12 @@ class _Daemon:
             for reason in reasons:
                 self.journal.say(ERROR, f"reload: {reason}")
             self.journal.say(ERROR, "reload: nothing was changed")
+            self.ledger.reloads["failed"] += 1
             self.supervisor.notify("READY=1\n")
             return False
         old.retire(leaving)
         self.retired.append(old)
+        self.ledger.reloads["done"] += 1
         self.journal.say(
             NOTICE, f"reloaded: listeners [{', '.join(one.place for one in settings.listeners)}]"
         )

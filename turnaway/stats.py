@@ -1,14 +1,27 @@
-"""Counters of the board, added up."""
+"""Counters of the board, added up; and those of boards that are gone.
+
+Owns: the sums that a reload must not make fall: whoever follows a board through
+a Ledger reads counters that only grow for as long as the process lives.
+"""
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import NamedTuple
 
+from turnaway import answers
 from turnaway._board import COUNTERS, Board
-from turnaway.settings import Listener
+from turnaway.settings import Listener, Settings
 
 AFTER_ACCEPTED = COUNTERS[1:]
 # The accept errors stand last, and last of them those that rest a listener.
 RESTING = COUNTERS[COUNTERS.index("EMFILE") :]
-
+ERRORS = COUNTERS[COUNTERS.index("rests") + 1 :]
+# Each connection that is over moved exactly one of these; one that is accepted
+# and still held without an answer has not moved any yet.
+OUTCOMES = ("sent", "short", "failed", "reset", "gone")
+# Why somebody was not held who should have been, and the counter.
+REFUSALS = {"stress": "held_stressed", "full": "held_full", "source": "held_share"}
 
 # What a listener is counted under, from one reload to the next.
 Key = tuple[str, str, str]
@@ -43,3 +56,85 @@ def of_listener(board: Board, listener: int) -> Totals:
 def of_all(board: Board) -> Totals:
     rows = [of_listener(board, listener) for listener in range(board.listeners)]
     return Totals({name: sum(row[name] for row in rows) for name in COUNTERS})
+
+
+class Row(NamedTuple):
+    """Which counters are added up over reloads: those of one place and persona."""
+
+    place: str
+    persona: str
+    protocol: str  # of the banner: smtp, or that of a text
+
+
+def _sum(one: list[int], other: list[int]) -> list[int]:
+    """Item by item; a missing one is 0."""
+    return [sum(pair) for pair in zip_longest(one, other, fillvalue=0)]
+
+
+@dataclass
+class Sums:
+    """What only grows."""
+
+    rows: dict[Row, Totals] = field(default_factory=dict)
+    disposal: list[int] = field(default_factory=list)  # see Board.disposal()
+    disposal_micros: int = 0
+    turns: list[int] = field(default_factory=list)  # by worker
+    stresses: int = 0
+    dropped: int = 0  # records
+
+    def plus(self, settings: Settings, board: Board) -> "Sums":
+        rows = dict(self.rows)
+        for index, one in enumerate(settings.listeners):
+            row = Row(one.place, one.persona.name, answers.codes(one)["banner"][0])
+            rows[row] = of_listener(board, index).plus(rows.get(row, Totals()))
+        counts, micros = board.disposal()
+        states = board.states()
+        return Sums(
+            rows,
+            _sum(self.disposal, counts),
+            self.disposal_micros + micros,
+            _sum(self.turns, [state[2] for state in states]),
+            self.stresses + sum(state[6] for state in states),
+            self.dropped + board.dropped(),
+        )
+
+
+class Ledger:
+    """Every board there ever was, one sum."""
+
+    def __init__(self) -> None:
+        self._gone = Sums()
+        self._boards: list[tuple[Settings, Board]] = []
+        self.reloads = {"done": 0, "failed": 0}
+
+    def follow(self, settings: Settings, board: Board) -> None:
+        """These are the settings in force from now on."""
+        self._boards.append((settings, board))
+
+    def leave(self, board: Board) -> None:
+        """Its loops have ended: what it counted is final."""
+        for one in [one for one in self._boards if one[1] is board]:
+            self._gone = self._gone.plus(*one)
+            self._boards.remove(one)
+
+    @property
+    def settings(self) -> Settings:
+        return self._boards[-1][0]
+
+    def sums(self) -> Sums:
+        sums = self._gone
+        for one in self._boards:
+            sums = sums.plus(*one)
+        return sums
+
+    def held(self) -> int:
+        """Sockets that are held now."""
+        return sum(state[4] for _, board in self._boards for state in board.states())
+
+    def stressed(self) -> bool:
+        return any(state[5] for _, board in self._boards for state in board.states())
+
+    def paused(self) -> dict[str, bool]:
+        """The listeners of now, and whether each takes connections."""
+        settings, board = self._boards[-1]
+        return {one.place: board.paused(index) for index, one in enumerate(settings.listeners)}

@@ -220,7 +220,7 @@ def test_pull_tally_only(benchmark: BenchmarkFixture, board: Board, parts: Parts
         parts.clear()
         parts.fill(RECORDS)
 
-    got = many(benchmark, reader.pull, -1, "none", b"", 0, times=RECORDS, setup=refill)
+    got = many(benchmark, reader.pull, -1, "none", b"", [0, 0], times=RECORDS, setup=refill)
     assert got == (RECORDS, 0, 0, 0)
 
 

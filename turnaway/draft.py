@@ -20,6 +20,7 @@ from turnaway.settings import (
     Identity,
     Limits,
     Listener,
+    LogTarget,
     Persona,
     Settings,
     Waits,
@@ -109,14 +110,16 @@ class Settling:
         control = self.value("control", self._default_path(".ctl"))
         self._chroot()
         foreground = self.value("foreground", False) or bool(os.environ.get("NOTIFY_SOCKET"))
-        target, path = self.value("log", ("syslog", SYSLOG_SOCKET))
+        log: tuple[LogTarget, str] = self.value("log", ("syslog", SYSLOG_SOCKET))
+        target, path = log
         if (target == "stderr" or (target == "json" and path == "-")) and not foreground:
             self.mistakes.add(
                 f"{self.where('log')} {target}: a daemon in the background has no standard error;"
                 " expected --foreground with it, or --log syslog"
             )
         self.mistakes.finish()
-        detail, number = self.value("log-connections", ("capped", 20))
+        lines: tuple[Detail, int] = self.value("log-connections", ("capped", 20))
+        detail, number = lines
         default = Limits()
         return Settings(
             program=self.program,

@@ -70,7 +70,7 @@ class Table:
     def where(self, key: str, *more: str | int) -> str:
         return self.document.where((*self.path, key, *more))
 
-    def take(self, key: str, kinds: tuple[type, ...], expected: str, required: bool) -> Any:  # noqa: ANN401 - any value of TOML
+    def take(self, key: str, kinds: tuple[type, ...], expected: str, required: bool) -> Any:
         """The value of a key if it is of one of `kinds`, else None and a mistake."""
         self.asked.add(key)
         if key not in self.data:

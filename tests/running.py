@@ -203,7 +203,8 @@ def running(
     process = subprocess.Popen(
         [
             *wrapper,
-            *command("-f", "--pidfile", "none", "--log", f"syslog:{syslog.path}", program=program),
+            *command("-f", "--pidfile", "none", "--control", "none", program=program),
+            *("--log", f"syslog:{syslog.path}"),
             *options,
             LOCATION,
             *(listeners or [f"{place} {name}"]),

@@ -14,9 +14,11 @@ import time
 from collections.abc import Callable
 from socket import socket
 from types import FrameType
+from typing import Any
 
-from turnaway import answers, metrics, privileged
-from turnaway._board import no_new_privileges
+from turnaway import answers, metrics, orders, privileged
+from turnaway._board import Board, no_new_privileges
+from turnaway.control import RECORDS, Choice, Control, Door
 from turnaway.detach import Lifeline, detach, foreground
 from turnaway.engine import LOOP, Engine, descriptors_of
 from turnaway.exits import OS_ERROR, Failure
@@ -24,7 +26,7 @@ from turnaway.journal import Journal
 from turnaway.notify import Supervisor
 from turnaway.outlet import ERROR, INFO, NOTICE, WARNING
 from turnaway.poller import Poller
-from turnaway.settings import Settings
+from turnaway.settings import Detail, Settings
 from turnaway.stats import Ledger
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
@@ -63,44 +65,55 @@ def run(settings: Settings, reread: Reread | None = None) -> int:
     if not settings.foreground:
         privileged.close_inherited()
     pidfile = privileged.Pidfile(settings.pidfile) if settings.pidfile else None
+    door = None
     try:
         inherited = privileged.Inherited()
         inherited.unclaimed(settings.listeners)
         sockets = privileged.bind(settings.listeners, settings.workers, inherited)
+        door = Door(settings.control) if settings.control else None
         journal = Journal(settings)
         ledger = Ledger()
         sight = metrics.opened(settings, ledger, journal.lost)
         time.tzset()  # reads the zone now; a chroot may have none
         lifeline = foreground() if settings.foreground else detach()
     except Failure:
-        if pidfile:
-            pidfile.remove()
+        _remove(door, pidfile)
         raise
     try:
         try:
-            daemon = _start(settings, pidfile, sockets, journal, ledger, sight, lifeline)
+            daemon = _start(
+                settings, pidfile, door, sockets, journal, ledger, sight, lifeline, reread
+            )
         except (OSError, RuntimeError) as error:  # such as out of descriptors, of threads
             raise Failure(OS_ERROR, f"cannot start: {error}") from None
     except Failure as failure:
-        if pidfile:
-            pidfile.remove()
+        _remove(door, pidfile)
         if settings.foreground:
             raise
         for reason in failure.reasons:
             os.write(2, f"{settings.program}: {reason}\n".encode(errors="backslashreplace"))
         lifeline.failed(failure.status)
         return failure.status
-    return daemon.live(reread)
+    return daemon.live()
+
+
+def _remove(door: Door | None, pidfile: privileged.Pidfile | None) -> None:
+    if door:
+        door.remove()
+    if pidfile:
+        pidfile.remove()
 
 
 def _start(
     settings: Settings,
     pidfile: privileged.Pidfile | None,
+    door: Door | None,
     sockets: list[list[socket]],
     journal: Journal,
     ledger: Ledger,
     sight: metrics.Metrics | None,
     lifeline: Lifeline,
+    reread: Reread | None,
 ) -> "_Daemon":
     user = str(os.geteuid())
     supervisor = Supervisor()
@@ -109,14 +122,16 @@ def _start(
     if pidfile:
         pidfile.write(os.getpid())
         if settings.identity:
-            pidfile.leave_to_janitor()
+            pidfile.leave_to_janitor(door.path if door else "")
+    if door and settings.identity:
+        door.give(settings.identity)
     if settings.chroot:
         privileged.enter_chroot(settings.chroot)
     if settings.identity:
         privileged.drop(settings.identity)
         user = settings.identity.user
     no_new_privileges()
-    daemon = _Daemon(settings, pidfile, journal, ledger, sight, supervisor)
+    daemon = _Daemon(settings, pidfile, door, journal, ledger, sight, supervisor, user, reread)
     signal.set_wakeup_fd(daemon.ring, warn_on_full_buffer=False)
     for number in SIGNALS:
         signal.signal(number, _noted)
@@ -144,19 +159,30 @@ class _Daemon:
         self,
         settings: Settings,
         pidfile: privileged.Pidfile | None,
+        door: Door | None,
         journal: Journal,
         ledger: Ledger,
         sight: metrics.Metrics | None,
         supervisor: Supervisor,
+        user: str,
+        reread: Reread | None,
     ) -> None:
         self.settings = settings
         self.pidfile = pidfile
+        self.door = door
         self.journal = journal
         self.ledger = ledger
         self.sight = sight
         self.supervisor = supervisor
+        self.user = user
+        self.reread = reread
+        self.began = time.monotonic()
+        self.reloaded: dict[str, Any] | None = None  # how the last reload went
+        self.told: list[str] = []  # by the reload that goes on
+        self.paused: set[str] = set()  # places of listeners; a reload keeps them
         self.retired: list[Engine] = []
         self.poller = Poller()
+        self.control = Control(door, self.poller, self.obey) if door else None
         # Loops and signals wake the tick through one pipe.
         self.bell, self.ring = os.pipe()
         os.set_blocking(self.bell, False)
@@ -166,27 +192,31 @@ class _Daemon:
         """Loops for these settings, beside those there are.  Raises Failure."""
         engine = Engine(settings, sockets, self.ring)
         _publish(settings, engine)
+        for index, listener in enumerate(settings.listeners):
+            engine.board.pause(index, listener.place in self.paused)
         engine.start()
+        self.paused &= {one.place for one in settings.listeners}
         self.journal.follow(settings, engine.board)
         self.ledger.follow(settings, engine.board)
         self.engine = engine
         self.settings = settings
         self._turns: list[int] | None = None
 
-    def live(self, reread: Reread | None) -> int:
+    def live(self) -> int:
         """Until a signal says stop; returns the exit status."""
-        reason = self.serve(reread)
+        reason = self.serve()
         self.supervisor.notify("STOPPING=1\n")
         ended = not [one for one in (*self.retired, self.engine) if not one.stop()]
-        self.journal.tick(time.time())
+        self.tick()
         self.journal.stopped(reason, ended)
         if self.sight:
             self.sight.end()
-        if self.pidfile:
-            self.pidfile.remove()
+        if self.control:
+            self.control.close()
+        _remove(self.door, self.pidfile)
         return 0 if ended else OS_ERROR
 
-    def serve(self, reread: Reread | None) -> str:
+    def serve(self) -> str:
         """The tick, until a signal says stop; returns its name."""
         self.poller.watch(self.bell, lambda: None)
         second = int(time.time())
@@ -194,7 +224,8 @@ class _Daemon:
             # To the beginning of the next second of the calendar, by which banners
             # go; a clock that is set is followed within a second.
             now = time.time()
-            self.poller.wait(1 - now % 1)
+            seconds = 1 - now % 1
+            self.poller.wait(self.control.patience(seconds) if self.control else seconds)
             self._prove_life()
             if int(time.time()) != second:
                 second = int(time.time())
@@ -204,7 +235,7 @@ class _Daemon:
                 woken = os.read(self.bell, 4096)
             except BlockingIOError:
                 woken = b""
-            self.journal.tick(time.time())
+            self.tick()
             if self.sight:
                 for severity, text in self.sight.tick():
                     self.journal.say(severity, text)
@@ -215,7 +246,7 @@ class _Daemon:
                 if number == signal.SIGUSR1:
                     self.journal.counters()
                 elif number == signal.SIGHUP:
-                    self.reload(reread)
+                    self.reload()
 
     def _prove_life(self) -> None:
         """Feed the supervisor's watchdog, but only when every loop has turned since
@@ -230,6 +261,36 @@ class _Daemon:
             self._turns = turns
             self.engine.wake()
 
+    def tick(self) -> None:
+        """Read the rings, for the log and for whoever watches."""
+        self.journal.tick(time.time())
+        if self.control:
+            watched = self.control.watched()
+            tails = bool(self.control.tails)
+            self.control.tick(*self.journal.overhear(watched, RECORDS if tails else 0))
+
+    # What the control socket may ask for; see orders.py.
+
+    @property
+    def boards(self) -> list[Board]:
+        return [one.board for one in (*self.retired, self.engine)]
+
+    def obey(self, request: dict[str, Any], who: str) -> tuple[dict[str, Any], Choice | None]:
+        reply, choice = orders.obey(self, request, who)
+        if choice is not None:
+            self.tick()  # what came before it asked is not a tail's
+            self.journal.overhear(True, RECORDS)
+        return reply, choice
+
+    def pause(self, listener: int, paused: bool) -> None:
+        place = self.settings.listeners[listener].place
+        self.paused = self.paused | {place} if paused else self.paused - {place}
+        self.engine.pause(listener, paused)
+
+    def log_connections(self, detail: Detail, number: int) -> None:
+        self.journal.log_connections(detail, number)
+        self.settings = dataclasses.replace(self.settings, detail=detail, detail_number=number)
+
     def _bury(self) -> None:
         """Retired loops that have ended: their counters stay, their memory goes."""
         for engine in [one for one in self.retired if one.ended()]:
@@ -237,19 +298,31 @@ class _Daemon:
             self.ledger.leave(engine.board)
             self.retired.remove(engine)
 
-    def reload(self, reread: Reread | None) -> bool:
+    def _tell(self, severity: int, text: str) -> None:
+        """About the reload that goes on: to the log, and to who asked for it."""
+        self.journal.say(severity, f"reload: {text}")
+        self.told.append(text)
+
+    def reload(self) -> tuple[bool, list[str]]:
+        """Reload, and say whether it was done and what there was to tell."""
+        self.told = []
+        done = self._reload()
+        self.reloaded = {"at": int(time.time()), "ok": done, "told": self.told}
+        return done, self.told
+
+    def _reload(self) -> bool:
         """Read, check and render everything anew, then change over to it.
 
         Listeners that stay keep their sockets and with them their queues: the
         new loops take over while the old ones still answer whom they hold.
         """
         self.journal.reopen()
-        if reread is None:
-            self.journal.say(INFO, "SIGHUP: nothing to reload, there is no configuration file")
+        if self.reread is None:
+            self._tell(INFO, "nothing to reload, there is no configuration file")
             return False
         self.supervisor.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}\n")
         try:
-            settings = self._allowed(reread())
+            settings = self._allowed(self.reread())
             sockets, settings = self._sockets(settings)
             if not settings.listeners:
                 raise Failure(OS_ERROR, "no listener is left that could be bound")
@@ -258,8 +331,8 @@ class _Daemon:
         except (Failure, OSError, RuntimeError) as error:
             reasons = error.reasons if isinstance(error, Failure) else (str(error),)
             for reason in reasons:
-                self.journal.say(ERROR, f"reload: {reason}")
-            self.journal.say(ERROR, "reload: nothing was changed")
+                self._tell(ERROR, reason)
+            self._tell(ERROR, "nothing was changed")
             self.ledger.reloads["failed"] += 1
             self.supervisor.notify("READY=1\n")
             return False
@@ -278,7 +351,7 @@ class _Daemon:
         for name in FIXED:
             now, wanted = getattr(self.settings, name), getattr(settings, name)
             if now != wanted:
-                self.journal.say(WARNING, f"reload: {name} needs a restart, it stays {now}")
+                self._tell(WARNING, f"{name} needs a restart, it stays {now}")
                 kept[name] = now
         return dataclasses.replace(settings, foreground=self.settings.foreground, **kept)
 
@@ -296,7 +369,7 @@ class _Daemon:
                 try:
                     bound = privileged.bind((listener,), settings.workers)
                 except Failure as failure:
-                    self.journal.say(WARNING, f"reload: needs a restart: {failure.reasons[0]}")
+                    self._tell(WARNING, f"needs a restart: {failure.reasons[0]}")
                     continue
                 column = [row[0] for row in bound]
             able.append(listener)

@@ -106,7 +106,7 @@ def started(
     """
     mark = mark or uuid.uuid4().hex
     port = port or free_port()
-    said = ["--pidfile", str(pidfile)] if pidfile else []
+    said = ["--control", "none", *(["--pidfile", str(pidfile)] if pidfile else [])]
     environment = {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
     options_of_run: dict[str, object] = {"stdin": subprocess.DEVNULL, "capture_output": True}
     options_of_run.update(run)

@@ -172,7 +172,17 @@ class Late:
         self.port = free_port()
         self.process = subprocess.Popen(
             [
-                *[str(COMMAND), "-f", "--pidfile", "none", "--log", f"syslog:{path}", *options],
+                *[
+                    str(COMMAND),
+                    "-f",
+                    "--pidfile",
+                    "none",
+                    "--control",
+                    "none",
+                    "--log",
+                    f"syslog:{path}",
+                    *options,
+                ],
                 *[LOCATION, f"127.0.0.1:{self.port}", NAME],
             ],
             stderr=subprocess.PIPE,
@@ -319,7 +329,7 @@ def test_counters_of_fifty_listeners_all_arrive(syslog: Syslog) -> None:
 
 def test_stderr_that_nobody_reads_stops_nothing(tmp_path: Path) -> None:
     port = free_port()
-    command = [str(COMMAND), "-f", "--pidfile", "none", "--log", "stderr"]
+    command = [str(COMMAND), "-f", "--pidfile", "none", "--control", "none", "--log", "stderr"]
     command += ["--log-connections", "all", LOCATION, f"127.0.0.1:{port}", NAME]
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
     try:
@@ -346,7 +356,7 @@ def test_stderr_that_nobody_reads_stops_nothing(tmp_path: Path) -> None:
 
 def test_stderr_that_was_closed_stops_nothing() -> None:
     port = free_port()
-    command = [str(COMMAND), "-f", "--pidfile", "none", "--log", "stderr"]
+    command = [str(COMMAND), "-f", "--pidfile", "none", "--control", "none", "--log", "stderr"]
     command += [LOCATION, f"127.0.0.1:{port}", NAME]
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
     try:

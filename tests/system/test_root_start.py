@@ -187,7 +187,17 @@ def test_second_listener_fails_and_the_first_is_let_go(place: Path) -> None:
 def test_wildcard_and_one_address_of_the_same_port(place: Path) -> None:
     port = free_port()
     arguments = ["-p", "mail", "Earth", f"0.0.0.0:{port} all.example", f"127.0.0.7:{port}", "seven"]
-    command = [str(COMMAND), "-f", "--pidfile", "none", "--log", "stderr", *arguments]
+    command = [
+        str(COMMAND),
+        "-f",
+        "--pidfile",
+        "none",
+        "--control",
+        "none",
+        "--log",
+        "stderr",
+        *arguments,
+    ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert "started:" in process.stderr.readline()
@@ -267,7 +277,13 @@ def test_survives_the_hangup_of_its_terminal(place: Path) -> None:
     port, pidfile = free_port(), place / "pid"
     child, terminal = pty.fork()
     if child == 0:
-        command = [str(COMMAND), "--pidfile", str(pidfile), "--log", "none", LOCATION]
+        command = [
+            str(COMMAND),
+            "--pidfile",
+            str(pidfile),
+            *("--control", "none", "--log", "none"),
+            LOCATION,
+        ]
         os.execv(command[0], [*command, f"127.0.0.1:{port}", NAME])
     assert os.waitpid(child, 0)[1] == 0
     pid = int(pidfile.read_text())
@@ -305,7 +321,13 @@ def test_caller_that_ignores_children(place: Path) -> None:
 def test_who_waits_goes_away_and_the_daemon_stays(place: Path) -> None:
     """The caller's shell is killed while the daemon starts."""
     port, pidfile = free_port(), place / "pid"
-    command = [str(COMMAND), "--pidfile", str(pidfile), "--log", "none", LOCATION]
+    command = [
+        str(COMMAND),
+        "--pidfile",
+        str(pidfile),
+        *("--control", "none", "--log", "none"),
+        LOCATION,
+    ]
     with started(pidfile, port=port) as unused:  # only so that whatever is left is ended
         unused.end()
         env = {**os.environ, "TURNAWAY_TEST_MARK": unused.mark}

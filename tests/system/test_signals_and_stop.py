@@ -194,6 +194,7 @@ def test_interrupt_while_it_starts_leaves_no_traceback(tmp_path: Path) -> None:
     """Ctrl-C between the pidfile and the first answer: it ends, without a word of Python."""
     for step in range(12):
         command = [str(COMMAND), "-f", "--pidfile", str(tmp_path / "pid"), "--log", "none"]
+        command += ["--control", "none"]
         process = subprocess.Popen(
             [*command, LOCATION, f"127.0.0.1:{free_port()}", NAME], stderr=subprocess.PIPE
         )

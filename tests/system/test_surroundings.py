@@ -99,7 +99,17 @@ def test_supervisor_is_told_ready_and_stopping(
             supervisor.bind(str(tmp_path / "notify"))
             (tmp_path / "notify").chmod(0o666)
         env = {**os.environ, "NOTIFY_SOCKET": f"@{name}" if abstract else str(tmp_path / "notify")}
-        command = [str(COMMAND), "--pidfile", "none", "--log", "none", *options, LOCATION]
+        command = [
+            str(COMMAND),
+            "--pidfile",
+            "none",
+            "--control",
+            "none",
+            "--log",
+            "none",
+            *options,
+            LOCATION,
+        ]
         process = subprocess.Popen([*command, f"127.0.0.1:{port}", NAME], env=env)
         try:
             assert b"READY=1" in supervisor.recv(4096).split(b"\n")

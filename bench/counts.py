@@ -29,7 +29,7 @@ ATTACH_SECONDS = 10.0
 QUIET_SECONDS = 0.3
 
 
-class CannotCount(RuntimeError):  # noqa: N818 - a reason, not an error
+class CannotCount(RuntimeError):
     """This machine does not let us look."""
 
 

@@ -429,8 +429,11 @@ def run(board, int worker):
 
     Call it in a thread of its own: it lets go of the GIL at once and takes it
     back only to return.  The board must have a descriptor for each listener
-    of this worker.  It raises nothing; `board.states()` tells how it went.
+    of this worker.  Raises IndexError for a worker the board does not have;
+    for all else `board.states()` tells how it went.
     """
     cdef Board *memory = <Board *>PyCapsule_GetPointer(board.capsule, b"turnaway.board")
+    if not 0 <= worker < memory.workers:
+        raise IndexError(f"worker {worker} of {memory.workers}")
     with nogil:
         work(memory, &memory.worker[worker])

@@ -23,6 +23,8 @@ from typing import TypeVar
 
 import pytest
 
+T = TypeVar("T")
+
 COMMAND = Path(sys.executable).parent / "turnaway-fast"
 NAME = "mx.example.com"
 LOCATION = "Somecity, Earth"

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 from turnaway import answers, cli, daemon
-from turnaway.exits import Failure
+from turnaway.exits import OS_ERROR, Failure
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,8 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                     file=sys.stderr,
                     flush=True,
                 )
-                sys.stdout.buffer.write(octets)
-                sys.stdout.flush()
+                try:
+                    with open(1, "wb", buffering=0, closefd=False) as output:
+                        output.write(octets)
+                except OSError as error:
+                    raise Failure(OS_ERROR, f"standard output: {error.strerror}") from None
             return 0
         if command.check:
             listeners = ", ".join(f"{one.place} {one.name}" for one in settings.listeners)

@@ -66,7 +66,7 @@ class _Parser(argparse.ArgumentParser):
         raise _Unusable(message)
 
 
-class _Unusable(Exception):  # noqa: N818 - not an error of ours
+class _Unusable(Exception):
     """What argparse itself could not make sense of."""
 
 

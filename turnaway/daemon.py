@@ -9,8 +9,8 @@ code acts on it; SIGTERM ends the process within a second.
 import os
 import select
 import signal
-import socket
 import time
+from socket import socket
 from types import FrameType
 
 from turnaway import answers, privileged
@@ -18,7 +18,7 @@ from turnaway.detach import Lifeline, detach, foreground
 from turnaway.engine import LOOP, Engine, descriptors_of
 from turnaway.exits import OS_ERROR, Failure
 from turnaway.journal import INFO, WARNING, Journal
-from turnaway.notify import notify
+from turnaway.notify import Supervisor
 from turnaway.settings import Settings
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
@@ -36,6 +36,8 @@ def run(settings: Settings) -> int:
     """
     for listener in settings.listeners:
         answers.render(listener, time.time())
+    # A signal that comes while we start waits until serve() looks for it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     pidfile = privileged.Pidfile(settings.pidfile) if settings.pidfile else None
     try:
         sockets = privileged.bind(settings.listeners, settings.workers)
@@ -47,14 +49,17 @@ def run(settings: Settings) -> int:
             pidfile.remove()
         raise
     try:
-        return _start(settings, pidfile, sockets, journal, lifeline)
+        try:
+            return _start(settings, pidfile, sockets, journal, lifeline)
+        except (OSError, RuntimeError) as error:  # such as out of descriptors, of threads
+            raise Failure(OS_ERROR, f"cannot start: {error}") from None
     except Failure as failure:
         if pidfile:
             pidfile.remove()
         if settings.foreground:
             raise
         for reason in failure.reasons:
-            os.write(2, f"{settings.program}: {reason}\n".encode())
+            os.write(2, f"{settings.program}: {reason}\n".encode(errors="backslashreplace"))
         lifeline.failed(failure.status)
         return failure.status
 
@@ -62,13 +67,14 @@ def run(settings: Settings) -> int:
 def _start(
     settings: Settings,
     pidfile: privileged.Pidfile | None,
-    sockets: list[list[socket.socket]],
+    sockets: list[list[socket]],
     journal: Journal,
     lifeline: Lifeline,
 ) -> int:
     user = str(os.geteuid())
     descriptors = descriptors_of(settings)
     allowed = privileged.allow_descriptors(descriptors)
+    supervisor = Supervisor()
     if pidfile:
         pidfile.write(os.getpid())
         if settings.identity:
@@ -85,6 +91,8 @@ def _start(
     publish(settings, engine)
     journal.open(engine.board)
     engine.start()
+    # After the loops, so that they never see a signal; whatever mask the caller left.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     journal.started(user, LOOP)
     if allowed < descriptors:
         journal.say(
@@ -92,10 +100,10 @@ def _start(
             f"descriptors: the limits need {descriptors}, {allowed} are allowed; raise"
             " RLIMIT_NOFILE (ulimit -Hn) or lower --max-held",
         )
-    notify("READY=1\n")
+    supervisor.notify("READY=1\n")
     lifeline.ready()
     reason = serve(settings, engine, journal)
-    notify("STOPPING=1\n")
+    supervisor.notify("STOPPING=1\n")
     ended = engine.stop()
     journal.tick(time.time())
     journal.stopped(reason, ended)

@@ -6,6 +6,7 @@ after `ready()`; a child that fails, or dies without a word, gives its own.
 """
 
 import os
+import signal
 import sys
 from typing import NoReturn
 
@@ -72,6 +73,11 @@ def detach() -> Lifeline:
 
 
 def _leave(reader: int) -> NoReturn:
+    # The daemon waits with signals until it can act on them; who waits for it
+    # may be interrupted as anybody.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
         os.wait()
     except ChildProcessError:

@@ -17,7 +17,7 @@ NO_PERMISSION = os.EX_NOPERM  # 77: not permitted, and what to do about it
 CONFIGURATION = os.EX_CONFIG  # 78: the configuration is wrong
 
 
-class Failure(Exception):  # noqa: N818 - an end, with its status
+class Failure(Exception):
     """The program cannot go on: an exit status and one line for each reason."""
 
     def __init__(self, status: int, *reasons: str) -> None:

@@ -34,7 +34,7 @@ START_SECONDS = 10.0
 STOP_SECONDS = 5.0
 
 
-class NotReady(RuntimeError):  # noqa: N818 - a state, not an error
+class NotReady(RuntimeError):
     """A server that did not answer in time, or ended."""
 
 

@@ -39,7 +39,7 @@ def zone() -> Iterator[Zone]:
         time.tzset()
 
     yield put
-    os.environ.pop("TZ")
+    os.environ.pop("TZ", None)
     if before is not None:
         os.environ["TZ"] = before
     time.tzset()

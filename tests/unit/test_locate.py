@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from turnaway.locate import Path, locate
@@ -49,6 +49,10 @@ LONG = st.one_of(
     st.just("''''''"),
     st.just('"""""two more at the end"""""'),
 )
+
+
+# A document is shrunk for minutes, and is short enough to be read as it is.
+WITHOUT_SHRINKING = (Phase.explicit, Phase.reuse, Phase.generate)
 
 
 class Document:
@@ -205,6 +209,7 @@ def paths(value: object, path: Path = ()) -> Iterator[Path]:
             yield from paths(inner, (*path, number))
 
 
+@settings(phases=WITHOUT_SHRINKING)
 @given(documents())
 def test_every_key_on_its_line(document: tuple[str, dict[Path, int]]) -> None:
     text, lines = document
@@ -212,6 +217,7 @@ def test_every_key_on_its_line(document: tuple[str, dict[Path, int]]) -> None:
     assert locate(text) == lines
 
 
+@settings(phases=WITHOUT_SHRINKING)
 @given(documents())
 def test_line_ends_of_another_system(document: tuple[str, dict[Path, int]]) -> None:
     text, lines = document

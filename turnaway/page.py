@@ -23,7 +23,7 @@ _PAGE = """<!DOCTYPE html>
 <title>{title}</title>
 <style>
 body {{ max-width: 36em; margin: 4em auto; padding: 0 1em; font: 1.1em/1.5 sans-serif;
-color: #222; background: #fff }}
+color: #222; background: #fff; overflow-wrap: anywhere }}
 h1 {{ font-size: 1.6em; line-height: 1.2; border-bottom: .15em solid #c30; padding-bottom: .4em }}
 footer {{ margin-top: 3em; color: #666; font-size: .8em }}
 @media (prefers-color-scheme: dark) {{ body {{ color: #ddd; background: #181818 }}

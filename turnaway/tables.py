@@ -95,7 +95,7 @@ class Table:
         expected = f"one of {', '.join(choices)}"
         value: str | None = self.take(key, (str,), expected, required)
         if value is not None and value not in choices:
-            self.wrong(key, f"expected {expected}, got {value!r}{nearest(value, choices)}")
+            self.wrong(key, f"expected {expected}, got {shown(value)}{nearest(value, choices)}")
             return None
         return value
 
@@ -157,10 +157,14 @@ class Table:
 
 
 def dotted(path: Path) -> str:
-    """("listener", 2, "port") -> "listener[2].port"."""
+    """("listener", 2, "port") -> "listener[2].port"; a key that is not bare is quoted."""
     text = ""
     for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            bare = re.fullmatch(r"[A-Za-z0-9_-]{1,60}", part) is not None
+            text += ("." if text else "") + (part if bare else shown(part))
     return text
 
 

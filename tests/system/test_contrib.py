@@ -18,6 +18,7 @@ import signal
 import socket
 import subprocess
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -125,6 +126,39 @@ def test_what_cannot_mend_itself_is_not_restarted() -> None:
     assert {int(word) for word in said.split()} == {
         *(exits.USAGE, exits.DATA, exits.NO_USER, exits.NO_PERMISSION, exits.CONFIGURATION)
     }
+
+
+def test_the_socket_unit_listens_where_the_example_file_does() -> None:
+    example = tomllib.loads((CONTRIB / "turnaway.toml").read_text())
+    (listener,) = example["listener"]
+    assert settings_of("systemd-socket")["ListenStream"] == listener["address"]
+
+
+def test_a_socket_of_a_supervisor_is_served_as_the_unit_says(tmp_path: Path) -> None:
+    need("systemd-socket-activate")
+    port = free_port()
+    process = subprocess.Popen(
+        [
+            *("systemd-socket-activate", "--listen", f"127.0.0.1:{port}", "--fdname=turnaway"),
+            *(str(COMMAND), "-f", "--pidfile", "none", "--control", "none", "--log", "none"),
+            *("Earth", f"127.0.0.1:{port} {NAME}"),
+        ],
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        # The first client has it started, and waits in the queue meanwhile.
+        assert until(lambda: told(port), what="the supervisor").startswith(b"421-")
+        assert answer(port).startswith(b"421-")
+    finally:
+        process.terminate()
+        assert process.wait(SECONDS) == 0
+
+
+def told(port: int) -> bytes:
+    try:
+        return answer(port)
+    except ConnectionRefusedError:
+        return b""
 
 
 def systemd_set(name: str) -> set[str]:

@@ -323,7 +323,7 @@ def test_the_example_of_the_configuration_is_well(tmp_path: Path) -> None:
         r"^\.Bd -literal.*?\n(.*?)^\.Ed", section("turnaway.toml.5", "EXAMPLES"), re.M | re.S
     )
     file = tmp_path / "turnaway.toml"
-    file.write_text(f'contact = "https://example.com/list"\n{example}')
+    file.write_text(example)
     settings = cli.parse(["turnaway-fast", "-c", str(file)], root=False).settings
     assert [(one.port, one.persona.name) for one in settings.listeners] == [
         *((25, "mail"), (25, "mail"), (2525, "list"), (2525, "list"))
@@ -348,3 +348,36 @@ def test_the_examples_of_the_commands_are_parsed(page: str, tmp_path: Path) -> N
             assert cli.parse(words, root=False).settings.listeners
         told += 1
     assert told >= 4
+
+
+# contrib/turnaway.toml
+
+
+def test_the_example_file_has_every_key_and_is_well(tmp_path: Path) -> None:
+    text = (MAN.parent / "contrib/turnaway.toml").read_text()
+    file = tmp_path / "turnaway.toml"
+    file.write_text(text)
+    assert len(cli.parse(["turnaway-fast", "-c", str(file)], root=False).settings.listeners) == 2
+    everything = re.sub(r"^#(?! \S)", "", text, flags=re.M)
+    keys = set(tomllib.loads(everything))
+    assert keys == asked()[""]
+    # As root, in a place where the user and the directory exist.
+    everything = everything.replace('"/var/empty"', f'"{tmp_path}"')
+    everything = re.sub(r'^(user|group) = "turnaway"', "", everything, flags=re.M)
+    file.write_text(everything)
+    listeners = cli.parse(["turnaway-fast", "-c", str(file)], root=True).settings.listeners
+    assert [one.persona.name for one in listeners] == ["mail", "mail", "our-list", "our-list"]
+
+
+def test_the_defaults_of_the_example_file_are_those_of_the_code(tmp_path: Path) -> None:
+    text = (MAN.parent / "contrib/turnaway.toml").read_text()
+    top, listener, _ = effective(tmp_path)
+    waits = listener.pop("waits")
+    assert isinstance(waits, dict)
+    known = {**listener, **top, **waits}
+    before = text[: text.index("# A host")]
+    choices = {"contact", "metrics", "user", "group", "chroot", "pidfile", "control", "workers"}
+    for key, value in tomllib.loads(re.sub(r"^#(?! \S)", "", before, flags=re.M)).items():
+        for name, said in value.items() if isinstance(value, dict) else [(key, value)]:
+            if name not in {*choices, "location"}:
+                assert agree(name, str(said).lower(), known), name

@@ -7,6 +7,7 @@ top of the files; then the persona's, or the default.
 """
 
 import grp
+import importlib.util
 import os
 import pwd
 from dataclasses import dataclass, field
@@ -15,8 +16,10 @@ from typing import Any, TypeVar
 from turnaway import answers, personas
 from turnaway.exits import CONFIGURATION, DATA, NO_PERMISSION, NO_USER, USAGE, Failure
 from turnaway.settings import (
+    PROMETHEUS,
     SYSLOG_SOCKET,
     Detail,
+    Exposition,
     Identity,
     Limits,
     Listener,
@@ -117,6 +120,9 @@ class Settling:
                 f"{self.where('log')} {target}: a daemon in the background has no standard error;"
                 " expected --foreground with it, or --log syslog"
             )
+        metrics: Exposition | None = self.value("metrics", None)
+        if metrics is not None and importlib.util.find_spec("prometheus_client") is None:
+            self.mistakes.add(f"{self.where('metrics')}: {PROMETHEUS}", CONFIGURATION)
         self.mistakes.finish()
         lines: tuple[Detail, int] = self.value("log-connections", ("capped", 20))
         detail, number = lines
@@ -133,7 +139,7 @@ class Settling:
             log=target,
             syslog_socket=path if target == "syslog" else SYSLOG_SOCKET,
             json_path=path if target == "json" else "-",
-            metrics=self.value("metrics", None),
+            metrics=metrics,
             detail=detail,
             detail_number=number,
             limits=Limits(

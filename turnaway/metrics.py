@@ -35,7 +35,7 @@ from turnaway.exits import (
 )
 from turnaway.outlet import ERROR, NOTICE
 from turnaway.poller import READ, WRITE, Poller
-from turnaway.settings import Exposition, Settings
+from turnaway.settings import PROMETHEUS, Exposition, Settings
 from turnaway.stats import ERRORS, OUTCOMES, REFUSALS, RESTING, Ledger, Row, Sums, Totals
 
 if TYPE_CHECKING:
@@ -493,9 +493,14 @@ class Metrics:
 
     def __init__(self, where: Exposition, ledger: Ledger, lost: Callable[[], int]) -> None:
         try:
-            import prometheus_client.exposition  # noqa: F401
+            import prometheus_client.core
+            import prometheus_client.exposition
         except ImportError as error:
-            raise Failure(CONFIGURATION, f"--metrics: {needed()} ({error})") from None
+            raise Failure(CONFIGURATION, f"--metrics: {PROMETHEUS} ({error})") from None
+        # A chroot may hide what else would be imported at the first use.
+        prometheus_client.exposition.generate_latest(
+            prometheus_client.core.CollectorRegistry(auto_describe=False)
+        )
         self._where = where
         self._ledger = ledger
         self._collector = Collector(ledger, lost)
@@ -544,13 +549,6 @@ class Metrics:
                 os.unlink(os.path.basename(self._where.where), dir_fd=self._folder)
             except OSError:
                 pass
-
-
-def needed() -> str:
-    return (
-        "expected the Python package prometheus-client, which is not installed;"
-        " pip install 'turnaway[metrics]', or Debian's python3-prometheus-client"
-    )
 
 
 def opened(settings: Settings, ledger: Ledger, lost: Callable[[], int]) -> Metrics | None:

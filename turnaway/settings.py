@@ -17,6 +17,11 @@ CLOSES: tuple[Close, ...] = ("now", "drain", "quit", "reset")
 # `text` is whatever refusal the persona has for the listener's port.
 PROTOCOLS = ("smtp", "http", "tls", "socks", "auto", "text")
 SYSLOG_SOCKET = "/dev/log"
+# What --metrics says where its one dependency is not there.
+PROMETHEUS = (
+    "expected the Python package prometheus-client, which is not installed;"
+    " pip install 'turnaway[metrics]', or Debian's python3-prometheus-client"
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ import pytest
 pytest.importorskip("prometheus_client")
 
 from prometheus_client.parser import text_string_to_metric_families
+
 from turnaway import cli
 from turnaway._board import COUNTERS, Board
 from turnaway.metrics import Collector

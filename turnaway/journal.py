@@ -124,7 +124,8 @@ class Journal:
         self._text += text
         self._unheard += seen - len(text)
         if isinstance(self._log, Json):
-            sent, lost = self._log.deliver(now, PATIENCE)
+            sent, fewer = self._log.deliver(now, PATIENCE)
+            lost += fewer
         self._seen += seen
         self._lined += sent + lost
         if lost:

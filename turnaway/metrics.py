@@ -169,6 +169,11 @@ class Collector:
                 "drain_expired",
                 "Answered clients that were closed because they did not leave in time.",
             ),
+            (
+                "turnaway_held_sacrificed",
+                "sacrificed",
+                "Answered clients that were closed before they left, for their descriptor.",
+            ),
         ):
             family = Counter(name, words, labels=("listener",))
             for place, totals in by_place.items():

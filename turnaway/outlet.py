@@ -313,7 +313,8 @@ class Json:
         if int(moment) != self._second:
             self._second = int(moment)
             self._left = JSON_LINES_A_SECOND
-        lines = text.splitlines(keepends=True)
+        # Where memory ran out the last line is not whole, and the Reader has counted it.
+        lines = text[: text.rfind(b"\n") + 1].splitlines(keepends=True)
         allowed, rest = lines[: self._left], lines[self._left :]
         self._left -= len(allowed)
         written = self._put(connections(b"".join(allowed), moment, self._prefix(INFO)), patience)

@@ -506,6 +506,8 @@ def asked(port: int, query: str) -> list[dict[str, object]] | None:
         with urllib.request.urlopen(url, timeout=SECONDS) as answer:
             said = json.load(answer)
     except urllib.error.HTTPError as error:
+        if error.code == 503:  # it is not ready yet
+            return None
         pytest.fail(f"{query}: {error.read().decode()}")
     except OSError:
         return None

@@ -130,6 +130,7 @@ def test_every_counter_is_shown_somewhere() -> None:
         "early",
         "expired",
         "drain_expired",
+        "sacrificed",
         "quits",
         "commands_wrong",
         "rests",

@@ -246,7 +246,9 @@ class _Daemon:
                 if number == signal.SIGUSR1:
                     self.journal.counters()
                 elif number == signal.SIGHUP:
-                    self.reload()
+                    _, told = self.reload()
+                    if self.reread is None:
+                        self.journal.say(INFO, f"SIGHUP: {told[0]}")
 
     def _prove_life(self) -> None:
         """Feed the supervisor's watchdog, but only when every loop has turned since
@@ -318,7 +320,7 @@ class _Daemon:
         """
         self.journal.reopen()
         if self.reread is None:
-            self._tell(INFO, "nothing to reload, there is no configuration file")
+            self.told.append("nothing to reload, there is no configuration file")
             return False
         self.supervisor.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}\n")
         try:

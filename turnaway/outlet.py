@@ -329,7 +329,9 @@ class Json:
             while taken < len(whole):
                 if not _writable(self._fd, until - time.monotonic()):
                     break
-                taken += os.write(self._fd, whole[taken : taken + PIECE])
+                # Whole lines, so that whoever reads along sees no half of one.
+                end = whole.rfind(b"\n", taken, taken + PIECE) + 1 or taken + PIECE
+                taken += os.write(self._fd, whole[taken:end])
         except OSError:
             pass  # a full disk, a closed pipe
         taken_lines = whole[:taken].count(b"\n") - self._torn

@@ -46,7 +46,9 @@ class Lines:
     def all(self) -> list[dict[str, Any]]:
         if not self.path.exists():
             return []
-        return [json.loads(line) for line in self.path.read_text().splitlines()]
+        text = self.path.read_text()
+        # The last line may be on its way.
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
     def of(self, event: str) -> list[dict[str, Any]]:
         return [one for one in self.all() if one["event"] == event]

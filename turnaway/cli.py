@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from turnaway import __version__, config, personas, values
 from turnaway.draft import DEFAULT_PERSONA, Draft, ListenerDraft, Mistakes, Settling
@@ -74,6 +74,19 @@ class _Parser(argparse.ArgumentParser):
 
 class _Unusable(Exception):
     """What argparse itself could not make sense of."""
+
+
+class _PrintUnit(argparse.Action):
+    """--print-unit KIND: print it and end, as --version does."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *said: Any) -> None:
+        from turnaway import units  # the daemon has no use for it
+
+        if (kind := said[1]) not in units.KINDS:
+            known = ", ".join(units.KINDS)
+            parser.error(f"argument --print-unit: expected one of {known}, got {kind!r}")
+        sys.stdout.write(units.print_unit(kind, sys.argv[0]))
+        parser.exit()
 
 
 def parser(program: str) -> argparse.ArgumentParser:
@@ -199,6 +212,12 @@ def parser(program: str) -> argparse.ArgumentParser:
         "--print-config",
         action="store_true",
         help="print what would be in force as a configuration file",
+    )
+    ends.add_argument(
+        "--print-unit",
+        metavar="KIND",
+        action=_PrintUnit,
+        help="print the unit or rc script of systemd, systemd-socket, freebsd or openbsd",
     )
     ends.add_argument("-V", "--version", action="version", version=f"turnaway {__version__}")
     ends.add_argument("-h", "--help", action="help", help="show this help")

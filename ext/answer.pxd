@@ -16,7 +16,7 @@ talkers it sees and can save from a RST.
 from libc cimport errno as e
 from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 from posix.unistd cimport write
 from counters cimport (
     ANSWERED_HTTP, ANSWERED_SOCKS, ANSWERED_TLS, EXPIRED, FAILED, GONE,
@@ -159,7 +159,7 @@ cdef inline void record(
 ) noexcept nogil:
     """Write the connection down, if anything reads the ring.
 
-    The called address is asked of the kernel only for a line in the log, and
+    The called address is asked of the kernel only when somebody reads it, and
     only where the listener is bound to all addresses.
     """
     cdef Record *line
@@ -179,12 +179,9 @@ cdef inline void record(
     line.flags = 0
     if wants_detail(worker, listening, moment):
         line.flags = RECORD_DETAILED
-        line.local_port = <uint16_t>facts.port
-        if not facts.wildcard:
-            memcpy(line.local, facts.local, 16)
-        elif net_local(fd, &local) == 0:
-            line.local_port = net_unpack(&local, line.local)
-        else:
-            memset(line.local, 0, 16)
+    line.local_port = <uint16_t>facts.port
+    memcpy(line.local, facts.local, 16)
+    if facts.wildcard and (line.flags or board.overheard) and net_local(fd, &local) == 0:
+        line.local_port = net_unpack(&local, line.local)
     if ring_commit(&worker.ring) and board.bell >= 0:
         write(board.bell, b"\0", 1)

@@ -229,6 +229,7 @@ cdef inline void let_go(
     cdef unsigned char peer[16]
     cdef unsigned short port
     cdef bint held
+    cdef int waiting = 0
     cdef int first = NOBODY
     cdef int last = NOBODY
     cdef int index, fd
@@ -240,7 +241,9 @@ cdef inline void let_go(
         outcome = settle(
             poller, worker, listening, fd, peer, port, <Outcome>batch.outcome[index], &held, now
         )
-        if outcome != OUTCOME_WAITS:
+        if outcome == OUTCOME_WAITS:
+            waiting += 1
+        else:
             count(listening.counters, outcome, <Words>listening.facts.blind)
             record(
                 board, worker, listening, fd, peer, port, moment, outcome,
@@ -254,7 +257,7 @@ cdef inline void let_go(
         close_run(first, last)
         first = last = fd
     close_run(first, last)
-    disposal_add(worker, net_steady() - now, <uint64_t>taken)
+    disposal_add(worker, net_steady() - now, <uint64_t>(taken - waiting))
 
 
 cdef inline void close_run(int first, int last) noexcept nogil:

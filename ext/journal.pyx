@@ -203,6 +203,7 @@ cdef class Reader:
         for index, count in enumerate(allowed):
             self.allowed[<int>index] = count
         self.wanted = wanted
+        self.memory.overheard = wanted > 0
         self.copied = 0
         if wanted > 0 and self.copies == NULL:
             # Only who watches pays for it, and only once.

@@ -128,6 +128,7 @@ cdef struct Board:
     int32_t workers
     int32_t listeners
     bint recording      # records are wanted at all
+    uint32_t overheard  # [shell] somebody reads the records as they come
     int bell            # written to when a ring is half full; -1 for nobody
     Worker *worker
     Facts *facts

@@ -136,7 +136,6 @@ def test_outcomes_add_up_to_the_accepted(syslog: Syslog) -> None:
         assert total(found, "turnaway_connections_total", listener=f"127.0.0.1:{web}") == 6
 
 
-@pytest.mark.xfail(reason="let_go() in epoll.pyx counts who is held, client_note() again")
 def test_the_disposal_of_a_held_client_is_counted_once(syslog: Syslog) -> None:
     port = free_port()
     with running(syslog, "--metrics", f"127.0.0.1:{port}", "--protocol", "http") as daemon:

@@ -11,7 +11,7 @@ import time
 from turnaway.banner import LONGEST_DATE, field_mistakes, fill
 from turnaway.settings import Line, Listener
 
-ANSWER_OCTETS = 4088  # a slot of the loop's
+ANSWER_OCTETS = 4064  # a slot of the loop's
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")

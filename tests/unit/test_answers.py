@@ -208,7 +208,7 @@ def test_a_page_fits_its_slot_to_the_octet() -> None:
         if told:
             assert told == [
                 f"p.toml:3: the page for mx.example.com may be {longest} octets long;"
-                " at most 4088 are allowed"
+                " at most 4064 are allowed"
             ]
 
 

@@ -22,6 +22,7 @@ from running import SECONDS, read_all, until
 
 from turnaway import _epoll, stats
 from turnaway._board import (
+    ANSWER_MARKS,
     ANSWER_OCTETS,
     COUNTERS,
     DETAILS,
@@ -36,6 +37,7 @@ from turnaway._board import (
 from turnaway._journal import KINDS, Reader
 
 EXT = Path(__file__).parents[2] / "ext"
+FIFOS = int(re.findall(r"^    FIFOS = (\d+)", (EXT / "pool.pxd").read_text(), re.M)[0])
 LOCAL = bytes(10) + b"\xff\xff\x7f\0\0\1"  # ::ffff:127.0.0.1
 TAIL = b" as=mx.example.com persona=mail code=421"
 LINE = re.compile(
@@ -47,12 +49,22 @@ LINE = re.compile(
 class Loop:
     """One worker, one listener, running until the block ends."""
 
-    def __init__(self, board: Board, listening: socket.socket) -> None:
+    def __init__(self, board: Board, listening: socket.socket, waker: int) -> None:
         self.board = board
+        self.waker = waker
         self.address = listening.getsockname()
 
     def connect(self) -> socket.socket:
-        return socket.create_connection(self.address, SECONDS)
+        return socket.create_connection(self.address[:2], SECONDS)
+
+    def wake(self) -> None:
+        """Make the loop turn, and wait until it has."""
+        before = self.board.states()[0][2]
+        os.write(self.waker, b"\0")
+        until(
+            lambda: self.board.states()[0][2] > before or self.board.states()[0][0] != "running",
+            what="a turn",
+        )
 
     def banner(self) -> bytes:
         with self.connect() as one:
@@ -63,22 +75,30 @@ class Loop:
 
 
 @contextlib.contextmanager
-def loop(records: int = 64, held: int = 8, detail: str = "all", number: int = 0) -> Iterator[Loop]:
+def loop(
+    records: int = 64,
+    held: int = 8,
+    detail: str = "all",
+    number: int = 0,
+    host: str = "127.0.0.1",
+) -> Iterator[Loop]:
     board = Board(1, 1, records, held, 1 << 17)
-    with socket.create_server(("127.0.0.1", 0), backlog=128) as listening:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family, backlog=128) as listening:
         listening.setblocking(False)
         board.describe(0, LOCAL, listening.getsockname()[1], False)
         board.attach(0, 0, listening.fileno())
         reader, writer = os.pipe()
         board.attach_wake(0, reader)
         board.publish(0, "banner", b"421 no\r\n")
-        board.log_connections(detail, number, True)  # type: ignore[arg-type]
+        board.record(True)
+        board.log_connections(0, detail, number, False)  # type: ignore[arg-type]
         thread = threading.Thread(target=_epoll.run, args=(board, 0), daemon=True)
         thread.start()
         until(lambda: board.states()[0][0] != "new", what="the loop")
         assert board.states()[0][:2] == ("running", 0)
         try:
-            yield Loop(board, listening)
+            yield Loop(board, listening, writer)
         finally:
             board.stop()
             os.write(writer, b"\0")
@@ -195,7 +215,7 @@ def test_numbers_that_are_no_int_of_c() -> None:
 def test_a_board_before_its_loops() -> None:
     board = Board(2, 3)
     assert (board.workers, board.listeners) == (2, 3)
-    assert board.states() == [("new", 0, 0, 0, 0, False, 0)] * 2
+    assert board.states() == [("new", 0, 0, 0, 0, False, 0, False)] * 2
     assert board.dropped() == 0
     for worker, listener in itertools.product(range(2), range(3)):
         assert board.counters(worker, listener) == (0,) * len(COUNTERS)
@@ -214,6 +234,11 @@ def test_a_listener_that_is_not_there(index: int) -> None:
         lambda: board.attach(0, index, 0),
         lambda: board.publish(index, "banner", b""),
         lambda: board.counters(0, index),
+        lambda: board.log_connections(index, "all", 0, False),
+        lambda: board.pause(index, True),
+        lambda: board.paused(index),
+        lambda: board.behave(index, "now", "any", "banner", "park", False),
+        lambda: board.retire([index]),
     ):
         with pytest.raises(IndexError, match=f"listener {index} of 3"):
             act()
@@ -239,13 +264,22 @@ def test_an_address_that_is_not_16_octets(local: bytes) -> None:
 
 def test_a_way_of_logging_that_is_not_there() -> None:
     with pytest.raises(ValueError, match="tuple"):
-        Board(1, 1).log_connections("some", 0, True)  # type: ignore[arg-type]
+        Board(1, 1).log_connections(0, "some", 0, True)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("limits", [(), (1, 1, 1, 1), (1,) * 6, (1, 1, 0, 1, 1), (1, 1, 1, 1, -5)])
-def test_time_limits_that_are_none(limits: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="limits: expected 5 times above 0"):
-        Board(1, 1, limits=limits)
+@pytest.mark.parametrize("waits", [(), (0,), (-5,), (1, 0, 1), (1,) * (FIFOS + 1)])
+def test_time_limits_that_are_none(waits: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=f"waits: expected 1..{FIFOS} times above 0"):
+        Board(1, 1, waits=waits)
+    Board(1, 1, waits=(1,) * FIFOS)
+
+
+@pytest.mark.parametrize("fifos", [(), (0,) * 4, (0,) * 6, (0, 0, 0, 0, 2), (0, -1, 0, 0, 0)])
+def test_time_limits_of_a_listener_are_among_the_boards(fifos: tuple[int, ...]) -> None:
+    board = Board(1, 1, waits=(5, 7))
+    with pytest.raises(ValueError, match=r"fifos: expected 5 of 0\.\.1"):
+        board.behave(0, "now", "any", "banner", "park", False, fifos)
+    board.behave(0, "now", "any", "banner", "park", False, (0, 1, 1, 0, 1))
 
 
 @pytest.mark.parametrize("share", [0, -1])
@@ -346,10 +380,23 @@ def reader_of(board: Board) -> Reader:
     return Reader(board, [TAIL] * (board.listeners * len(WORDS)), 1)
 
 
+def allow(board: Board, count: int) -> list[int]:
+    """A pull's budget: so many lines for all listeners without a count of their own."""
+    return [count, *[0] * board.listeners]
+
+
+def skim(one: Loop, reader: Reader) -> int:
+    """Read the rings for no log; how many records there were."""
+    seen, *rest = reader.pull(-1, "none", b"", allow(one.board, 0))
+    assert rest == [0, 0, 0, allow(one.board, 0), []]
+    return seen
+
+
 def test_empty_rings() -> None:
     reader = reader_of(Board(3, 2))
     for kind in KINDS:
-        assert reader.pull(-1, kind, b"", 100) == (0, 0, 0, 0)
+        error = errno.ENOTCONN if kind == "absent" else 0
+        assert reader.pull(-1, kind, b"", [100, 1, 2], 9) == (0, 0, 0, error, [100, 1, 2], [])
     assert reader.busiest(5) == []
     reader.forget()
 
@@ -366,13 +413,17 @@ def test_a_full_ring_drops_counts_and_overwrites_nothing() -> None:
         reader = reader_of(one.board)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         with ours, theirs:
-            assert reader.pull(ours.fileno(), "datagram", b"", 1000) == (8, 8, 0, 0)
+            assert reader.pull(ours.fileno(), "datagram", b"", [1000, 0]) == (
+                *(8, 8, 0, 0),
+                [992, 0],
+                [],
+            )
             lines = [theirs.recv(4096) for _ in range(8)]
         # The oldest eight are there, in their order; the rest was dropped.
         assert [int(re.search(rb"\]:(\d+) to", line)[1]) for line in lines] == ports[:8]  # type: ignore[index]
         one.banner()
         until(lambda: one.count("accepted") == 21)
-        assert reader.pull(-1, "none", b"", 0) == (1, 0, 0, 0)
+        assert skim(one, reader) == 1
         assert one.board.dropped() == 12
 
 
@@ -392,18 +443,18 @@ def test_a_ring_of_one() -> None:
             one.banner()
             one.banner()
             until(lambda before=before: one.count("accepted") == before + 2)
-            assert reader.pull(-1, "none", b"", 0)[0] == 1
+            assert skim(one, reader) == 1
         assert one.board.dropped() == 3
 
 
 def test_nobody_reads_and_nothing_is_recorded() -> None:
     with loop(records=1) as one:
-        one.board.log_connections("all", 0, False)
+        one.board.record(False)
         for _ in range(5):
             one.banner()
         until(lambda: one.count("accepted") == 5)
         assert one.board.dropped() == 0
-        assert reader_of(one.board).pull(-1, "none", b"", 9) == (0, 0, 0, 0)
+        assert skim(one, reader_of(one.board)) == 0
 
 
 def lines_of(
@@ -415,7 +466,10 @@ def lines_of(
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         theirs.setblocking(False)
         got: list[bytes] = []
-        seen, sent, lost, _ = reader.pull(ours.fileno(), "datagram", header, allowed)
+        seen, sent, lost, _, left, _ = reader.pull(
+            ours.fileno(), "datagram", header, allow(one.board, allowed)
+        )
+        assert left == allow(one.board, allowed - sent if allowed > 0 else allowed)
         with contextlib.suppress(BlockingIOError):
             while True:
                 got.append(theirs.recv(4096))
@@ -482,7 +536,7 @@ def test_no_more_lines_than_allowed_and_all_records_read(allowed: int, lines: in
         until(lambda: one.count("accepted") == 9)
         reader = reader_of(one.board)
         assert len(lines_of(one, reader, allowed)) == lines
-        assert reader.pull(-1, "none", b"", 0)[0] == 0
+        assert skim(one, reader) == 0
 
 
 def test_a_stream_gets_whole_lines() -> None:
@@ -500,11 +554,10 @@ def test_a_stream_gets_whole_lines() -> None:
         thread = threading.Thread(target=read)
         thread.start()
         try:
-            assert reader_of(one.board).pull(to_there, "stream", b"t[1]: ", 1000) == (
-                300,
-                300,
-                0,
-                0,
+            assert reader_of(one.board).pull(to_there, "stream", b"t[1]: ", [1000, 7]) == (
+                *(300, 300, 0, 0),
+                [700, 7],
+                [],
             )
         finally:
             os.close(to_there)
@@ -524,7 +577,9 @@ def test_a_log_that_hangs_up_costs_its_lines_only(kind: str) -> None:
         )
         theirs.close()
         with ours:
-            seen, sent, lost, error = reader_of(one.board).pull(ours.fileno(), kind, b"", 1000)
+            seen, sent, lost, error, _, _ = reader_of(one.board).pull(
+                ours.fileno(), kind, b"", [1000, 0]
+            )
         assert (seen, sent, lost) == (5, 0, 5)
         assert error in (errno.EPIPE, errno.ECONNREFUSED, errno.ENOTCONN, errno.EAGAIN)
 
@@ -543,12 +598,12 @@ def test_a_log_that_never_reads_takes_a_tenth_of_a_second_and_no_more(kind: str)
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
             reader = reader_of(one.board)
             began = os.times().elapsed
-            seen, sent, lost, error = reader.pull(ours.fileno(), kind, b"", 10_000)
+            seen, sent, lost, error, _, _ = reader.pull(ours.fileno(), kind, b"", [10_000, 0])
             took = os.times().elapsed - began
         assert (seen, sent + lost, error) == (1000, 1000, errno.EAGAIN)
         assert lost > 0
         assert took < 1.0
-        assert reader.pull(-1, "none", b"", 0) == (0, 0, 0, 0)
+        assert skim(one, reader) == 0
 
 
 def test_busiest_sources() -> None:
@@ -558,11 +613,204 @@ def test_busiest_sources() -> None:
                 read_all(client)
         until(lambda: one.count("accepted") == 6)
         reader = reader_of(one.board)
-        reader.pull(-1, "none", b"", 0)
+        assert skim(one, reader) == 6
         assert reader.busiest(2) == [("127.0.0.3", 3), ("127.0.0.2", 2)]
         assert reader.busiest(0) == []
         reader.forget()
         assert reader.busiest(9) == []
+
+
+# --- the client's address in its banner -------------------------------------------
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.1.22.133", "::1"])
+@pytest.mark.parametrize("marks", [1, 2, ANSWER_MARKS])
+def test_the_client_reads_its_own_address(address: str, marks: int) -> None:
+    banner = b"421 " + b" and ".join([b"\0"] * marks) + b" no\r\n"
+    with loop(host=address if ":" in address else "127.0.0.1") as one:
+        one.board.publish(0, "banner", banner)
+        for early in (b"", b"EHLO spam.example\r\n"):
+            with socket.create_connection(one.address[:2], SECONDS, (address, 0)) as client:
+                client.sendall(early)
+                assert read_all(client) == banner.replace(b"\0", address.encode())
+        one.board.publish(0, "banner", b"421 no\r\n")
+        assert one.banner() == b"421 no\r\n"
+
+
+@pytest.mark.parametrize(
+    "banner", [b"\0", b"\0\0\0\0", b"421 \0", b"\0 no\r\n", b"x" * (ANSWER_OCTETS - 1) + b"\0"]
+)
+def test_a_place_for_the_address_may_stand_anywhere(banner: bytes) -> None:
+    with loop() as one:
+        one.board.publish(0, "banner", banner)
+        assert one.banner() == banner.replace(b"\0", b"127.0.0.1")
+
+
+def test_too_many_places_for_the_address_change_nothing() -> None:
+    with loop() as one:
+        one.board.publish(0, "banner", b"421 \0\r\n")
+        for many in (ANSWER_MARKS + 1, 99):
+            with pytest.raises(ValueError, match="banner"):
+                one.board.publish(0, "banner", b"\0" * many)
+            assert one.banner() == b"421 127.0.0.1\r\n"
+
+
+@pytest.mark.parametrize("words", WORDS[1:])
+def test_only_a_banner_has_places_for_the_address(words: str) -> None:
+    """Alerts of TLS and answers of SOCKS hold NULs of their own."""
+    Board(1, 1).publish(0, words, b"\0" * 99)
+
+
+# --- pause, retire, times of disposal ----------------------------------------------
+
+
+def test_a_paused_listener_keeps_its_queue() -> None:
+    with loop() as one:
+        assert not one.board.paused(0)
+        for _ in range(3):
+            one.board.pause(0, True)
+            one.wake()
+            assert one.board.paused(0)
+            before = one.count("accepted")
+            clients = [one.connect() for _ in range(5)]
+            clients[0].settimeout(0.1)
+            with pytest.raises(TimeoutError):
+                clients[0].recv(1)
+            clients[0].settimeout(SECONDS)
+            assert one.count("accepted") == before
+            one.board.pause(0, False)
+            one.wake()
+            assert [read_all(client) for client in clients] == [b"421 no\r\n"] * 5
+            assert not one.board.paused(0)
+            for client in clients:
+                client.close()
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_retired_loop_ends_and_answers_the_queue_of_who_leaves(leaves: bool) -> None:
+    with loop(held=64) as one:
+        one.board.pause(0, True)
+        one.wake()
+        clients = [one.connect() for _ in range(20)]
+        one.board.pause(0, False)
+        one.board.retire([0] if leaves else [])
+        one.wake()
+        if leaves:
+            assert [read_all(client) for client in clients] == [b"421 no\r\n"] * 20
+        until(lambda: one.board.states()[0][0] == "stopped", what="the end of the loop")
+        assert one.count("accepted") == (20 if leaves else 0)
+        if not leaves:  # they are still in the queue, for whoever has the socket
+            for client in clients:
+                client.settimeout(0.05)
+                with pytest.raises(TimeoutError):
+                    client.recv(1)
+        for client in clients:
+            client.close()
+
+
+def test_a_retired_loop_goes_on_with_whom_it_holds() -> None:
+    with loop() as one:
+        one.board.behave(0, "drain", "any", "banner", "drain", False)
+        with one.connect() as client:
+            assert read_all(client) == b"421 no\r\n"
+            until(lambda: one.board.states()[0][4] == 1, what="the client to be held")
+            one.board.retire([0])
+            one.wake()
+            client.settimeout(0.2)
+            assert one.board.states()[0][0] == "running"
+            client.sendall(b"still here")  # and is not reset
+            assert one.board.states()[0][4] == 1
+        until(lambda: one.board.states()[0][0] == "stopped", what="the end of the loop")
+        assert one.board.states()[0][4] == 0
+
+
+def test_every_connection_that_is_over_has_a_time_of_disposal() -> None:
+    assert Board(2, 2).disposal()[1] == 0
+    assert set(Board(2, 2).disposal()[0]) == {0}
+    with loop() as one:
+        for _ in range(25):
+            one.banner()
+        until(lambda: one.count("accepted") == 25)
+        until(lambda: sum(one.board.disposal()[0]) == 25, what="times")
+        counts, micros = one.board.disposal()
+        # A bucket n ends at 16 << n microseconds.
+        least = sum(count * (8 << n if n else 0) for n, count in enumerate(counts))
+        assert least <= micros
+        if not counts[-1]:
+            assert micros <= sum(count * (16 << n) for n, count in enumerate(counts))
+
+
+# --- budgets of listeners' own, copies, an absent log --------------------------------
+
+
+@pytest.mark.parametrize(
+    ("own", "allowed", "sent", "left"),
+    [
+        (True, [100, 4], 4, [100, 0]),
+        (True, [0, 4], 4, [0, 0]),
+        (True, [100, 0], 0, [100, 0]),
+        (False, [4, 100], 4, [0, 100]),
+        (False, [0, 100], 0, [0, 100]),
+        (True, [3, 100], 9, [3, 91]),
+        (False, [100, 3], 9, [91, 3]),
+    ],
+)
+def test_a_count_of_its_own(own: bool, allowed: list[int], sent: int, left: list[int]) -> None:
+    with loop() as one:
+        one.board.log_connections(0, "all", 0, own)
+        for _ in range(9):
+            one.banner()
+        until(lambda: one.count("accepted") == 9)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        with ours, theirs:
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+            got = reader_of(one.board).pull(ours.fileno(), "datagram", b"", allowed)
+        assert got == (9, sent, 0, 0, left, [])
+
+
+@pytest.mark.parametrize("kind", ["none", "absent"])
+@pytest.mark.parametrize(("wanted", "copied"), [(-1, 0), (0, 0), (1, 1), (4, 4), (9, 9), (99, 9)])
+def test_copies_for_who_watches(kind: str, wanted: int, copied: int) -> None:
+    """The first that come, whatever the log is and lets through."""
+    with loop(detail="none") as one:
+        ports = []
+        for _ in range(9):
+            with one.connect() as client:
+                ports.append(client.getsockname()[1])
+                read_all(client)
+        until(lambda: one.count("accepted") == 9)
+        reader = reader_of(one.board)
+        seen, sent, lost, _, _, text = reader.pull(-1, kind, b"<22>", [5, 5], wanted)
+        assert (seen, sent, lost) == (9, 0, 0)
+        assert len(text) == copied
+        for line, port in zip(text, ports, strict=False):
+            assert LINE.fullmatch(line.encode())
+            assert f"from=[127.0.0.1]:{port} " in line
+        assert reader.pull(-1, kind, b"", [5, 5], wanted)[5] == []
+
+
+def test_more_copies_than_there_is_room_for_are_left_out() -> None:
+    with loop(records=8192) as one:
+        for _ in range(3000):
+            one.banner()
+        until(lambda: one.count("accepted") == 3000)
+        seen, *_, text = reader_of(one.board).pull(-1, "none", b"", [0, 0], 1 << 20)
+        assert seen == 3000
+        assert 1000 < len(text) < 3000
+        assert all(LINE.fullmatch(line.encode()) for line in text)
+
+
+def test_to_an_absent_log_every_line_is_lost() -> None:
+    with loop() as one:
+        for _ in range(9):
+            one.banner()
+        until(lambda: one.count("accepted") == 9)
+        reader = reader_of(one.board)
+        lost = reader.pull(-1, "absent", b"", [4, 0])
+        assert lost == (9, 0, 4, errno.ENOTCONN, [0, 0], [])
+        one.banner()
+        until(lambda: one.count("accepted") == 10)
+        assert len(lines_of(one, reader)) == 1  # the log is there again
 
 
 @pytest.mark.parametrize("tails", [[], [TAIL], [TAIL] * len(WORDS), [TAIL] * 999])
@@ -578,9 +826,9 @@ def test_how_long_a_tail_may_be() -> None:
 
 
 def test_the_longest_name_fits_a_tail() -> None:
-    from turnaway.journal import _tails
     from turnaway.personas import shipped
     from turnaway.settings import Listener
+    from turnaway.watch import _tails
 
     one = Listener("192.0.2.1", 25, "n" * 255, "Earth", shipped("spammer"), 554, protocol="auto")
     Reader(Board(1, 1), _tails(one), 0)
@@ -588,16 +836,19 @@ def test_the_longest_name_fits_a_tail() -> None:
 
 def test_how_long_a_header_may_be() -> None:
     reader = reader_of(Board(1, 1))
-    assert reader.pull(-1, "none", b"x" * 128, 0) == (0, 0, 0, 0)
+    assert reader.pull(-1, "none", b"x" * 128, [0, 0]) == (0, 0, 0, 0, [0, 0], [])
     for length in (129, 4096):
         with pytest.raises(ValueError, match=f"header: at most 128 octets, got {length}"):
-            reader.pull(-1, "none", b"x" * length, 0)
+            reader.pull(-1, "none", b"x" * length, [0, 0])
 
 
 def test_a_reader_of_the_wrong_things() -> None:
     board = Board(1, 1)
     with pytest.raises(ValueError, match="tuple"):
-        reader_of(board).pull(-1, "pipe", b"", 0)
+        reader_of(board).pull(-1, "pipe", b"", [0, 0])
+    for wrong in ([], [0], [0, 0, 0]):
+        with pytest.raises(ValueError, match=f"allowed: expected 2, got {len(wrong)}"):
+            reader_of(board).pull(-1, "none", b"", wrong)
     with pytest.raises(AttributeError):
         Reader(object(), [], 0)  # type: ignore[arg-type]
     with pytest.raises(TypeError):
@@ -608,7 +859,7 @@ def test_a_reader_of_the_wrong_things() -> None:
 
 def test_a_reader_keeps_its_board_alive() -> None:
     reader = reader_of(Board(1, 1))
-    assert reader.pull(-1, "none", b"", 0) == (0, 0, 0, 0)
+    assert reader.pull(-1, "none", b"", [0, 0]) == (0, 0, 0, 0, [0, 0], [])
 
 
 # --- the pool -------------------------------------------------------------------

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from turnaway import cli, personas
+from turnaway import cli, personas, values
 from turnaway.exits import DATA, NO_PERMISSION, NO_USER, USAGE, Failure
 from turnaway.settings import DEFAULT_PORT, SYSLOG_SOCKET, Settings
 
@@ -89,13 +89,13 @@ def places(draw: st.DrawFn) -> tuple[str, str, int]:
 @given(places())
 def test_place_round_trip(place: tuple[str, str, int]) -> None:
     written, address, port = place
-    assert cli.parse_place(written) == (str(ipaddress.ip_address(address)), port)
+    assert values.place(written) == (str(ipaddress.ip_address(address)), port)
 
 
 @given(places())
 def test_place_as_written_back_is_the_same_place(place: tuple[str, str, int]) -> None:
     (one,) = settings(PLACE, f"{place[0]} mx").listeners
-    assert cli.parse_place(one.place) == (one.address, one.port)
+    assert values.place(one.place) == (one.address, one.port)
 
 
 @given(
@@ -174,7 +174,7 @@ ANYTHING = st.text(st.characters(exclude_categories=()))
 @example("localhost:25")
 @example("\ud800")
 def test_place_of_any_text_is_right_or_one_clear_error(text: str) -> None:
-    made = outcome(lambda: cli.parse_place(text))
+    made = outcome(lambda: values.place(text))
     assert _right(text) is isinstance(made, tuple)
     if isinstance(made, tuple):
         address, port = made

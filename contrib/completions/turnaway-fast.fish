@@ -51,7 +51,7 @@ function _shtab_turnaway_fast_using
 end
 
 set -g _shtab_turnaway_fast_commands 
-set -g _shtab_turnaway_fast_opts_with_value --chroot --close --code --config --contact --control --group --interval --log --log-connections --max-held --max-held-source --metrics --persona --pidfile --protocol --timewait --user --workers -c -g -p -u -w
+set -g _shtab_turnaway_fast_opts_with_value --chroot --close --code --config --contact --control --group --interval --log --log-connections --max-held --max-held-source --metrics --persona --pidfile --print-unit --protocol --timewait --user --workers -c -g -p -u -w
 
 complete -c turnaway-fast -e
 complete -c turnaway-fast -f
@@ -80,5 +80,6 @@ complete -c turnaway-fast -n _shtab_turnaway_fast_using -l metrics -x -d 'counte
 complete -c turnaway-fast -n _shtab_turnaway_fast_using -s t -l check -d 'check everything, bind nothing; the status says it'
 complete -c turnaway-fast -n _shtab_turnaway_fast_using -l show-banner -d 'print each listener'"'"'s exact bytes'
 complete -c turnaway-fast -n _shtab_turnaway_fast_using -l print-config -d 'print what would be in force as a configuration file'
+complete -c turnaway-fast -n _shtab_turnaway_fast_using -l print-unit -x -d 'print the unit or rc script of systemd, systemd-socket, freebsd or openbsd'
 complete -c turnaway-fast -n _shtab_turnaway_fast_using -s V -l version -d 'show program'"'"'s version number and exit'
 complete -c turnaway-fast -n _shtab_turnaway_fast_using -s h -l help -d 'show this help'

@@ -40,6 +40,7 @@ _shtab_turnaway_fast_options=(
   {-t,--check}"[check everything, bind nothing\; the status says it]"
   "--show-banner[print each listener\'s exact bytes]"
   "--print-config[print what would be in force as a configuration file]"
+  "--print-unit[print the unit or rc script of systemd, systemd-socket, freebsd or openbsd]:KIND:"
   "(- : *)"{-V,--version}"[show program\'s version number and exit]"
   "(- : *)"{-h,--help}"[show this help]"
 )

@@ -128,6 +128,7 @@ class Daemon:
 
     def counters(self) -> dict[str, int]:
         """Every counter, over all listeners, by SIGUSR1 and the log."""
+        time.sleep(0.1)  # a loop counts a moment after the client has its answer
         before = len(self.syslog.matching("counters: "))
         listeners = self.syslog.matching("started:")[-1].partition(", workers")[0].count(", ")
         self.process.send_signal(signal.SIGUSR1)

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from turnaway import banner, personas, values
 from turnaway.draft import Draft, ListenerDraft, Mistakes
 from turnaway.exits import CONFIGURATION, Failure
-from turnaway.settings import DEFAULT_PORT, Persona
+from turnaway.settings import Persona
 from turnaway.tables import Document, Table
 
 T = TypeVar("T")
@@ -125,8 +125,8 @@ class _File:
                     found[key] = values.absolute(text)
                 except ValueError as error:
                     table.wrong(key, str(error))
+        table.asked.add("workers")  # for the hints, too
         if table.data.get("workers") == "auto":
-            table.asked.add("workers")
             found["workers"] = values.workers("auto")
         elif "workers" in table.data:
             found["workers"] = table.number("workers", 1, values.MOST_WORKERS)
@@ -196,7 +196,7 @@ class _File:
             except ValueError as error:
                 table.wrong("address", str(error))
                 continue
-            explicit = (text or "").endswith(f":{given}") and given != DEFAULT_PORT
+            explicit = ("]:" if ":" in address else ":") in (text or "")
             places.append((address, given if explicit or port is None else port))
         own = self._message(table)
         if (waits := table.table("waits")) is not None:

@@ -1,9 +1,10 @@
 """Settings as a configuration file that reads back as the same.
 
-TOML's own strings are JSON's for the printable ASCII that settings hold; the
-standard library reads TOML and does not write it.
+The standard library reads TOML and does not write it.  TOML's strings are
+JSON's, but for DEL, and for what JSON writes as two halves of a surrogate.
 """
 
+import grp
 import json
 
 from turnaway.settings import Persona, Settings
@@ -19,31 +20,35 @@ def dump(settings: Settings) -> str:
         f"max-held = {settings.limits.held}",
         f"max-held-source = {settings.limits.share}",
         f"records = {settings.limits.records}",
-        f"pidfile = {json.dumps(settings.pidfile or 'none')}",
-        f"control = {json.dumps(settings.control or 'none')}",
+        f"pidfile = {_quoted(settings.pidfile or 'none')}",
+        f"control = {_quoted(settings.control or 'none')}",
     ]
     if settings.metrics:
-        lines.append(f"metrics = {json.dumps(settings.metrics.text)}")
+        lines.append(f"metrics = {_quoted(settings.metrics.text)}")
     if settings.identity:
-        lines.append(f"user = {json.dumps(settings.identity.user)}")
+        lines.append(f"user = {_quoted(settings.identity.user)}")
+        try:
+            lines.append(f"group = {_quoted(grp.getgrgid(settings.identity.gid).gr_name)}")
+        except KeyError:
+            pass  # one without a name can only be the user's own
     if settings.chroot:
-        lines.append(f"chroot = {json.dumps(settings.chroot)}")
+        lines.append(f"chroot = {_quoted(settings.chroot)}")
     for one in settings.listeners:
         lines += [
             "",
             "[[listener]]",
-            f"address = {json.dumps(one.place)}",
-            f"name = {json.dumps(one.name)}",
-            f"location = {json.dumps(one.location)}",
-            f"persona = {json.dumps(one.persona.name)}",
+            f"address = {_quoted(one.place)}",
+            f"name = {_quoted(one.name)}",
+            f"location = {_quoted(one.location)}",
+            f"persona = {_quoted(one.persona.name)}",
             f"code = {one.code}",
-            f"protocol = {json.dumps(one.protocol)}",
-            f"close = {json.dumps(one.close)}",
-            f"single-line = {json.dumps(one.single_line)}",
-            f"timewait = {json.dumps(one.timewait)}",
+            f"protocol = {_quoted(one.protocol)}",
+            f"close = {_quoted(one.close)}",
+            f"single-line = {_truth(one.single_line)}",
+            f"timewait = {_truth(one.timewait)}",
         ]
         if one.contact:
-            lines.append(f"contact = {json.dumps(one.contact)}")
+            lines.append(f"contact = {_quoted(one.contact)}")
         if one.detail:
             lines.append(f"log-connections = {_detail(*one.detail)}")
         waits = one.waits
@@ -56,38 +61,46 @@ def dump(settings: Settings) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _truth(value: bool) -> str:
+    return "true" if value else "false"
+
+
 def _log(settings: Settings) -> str:
     path = {"syslog": settings.syslog_socket, "json": settings.json_path}.get(settings.log)
-    return json.dumps(f"{settings.log}:{path}" if path else settings.log)
+    return _quoted(f"{settings.log}:{path}" if path else settings.log)
 
 
 def _detail(how: str, number: int) -> str:
-    return json.dumps(f"{how}:{number}" if number else how)
+    return _quoted(f"{how}:{number}" if number else how)
 
 
 def _persona(persona: Persona) -> list[str]:
-    name = json.dumps(persona.name)
+    name = _quoted(persona.name)
     lines = [
         f"[personas.{name}]",
         f"code = {persona.code}",
-        f"close = {json.dumps(persona.close)}",
-        f"protocol = {json.dumps(persona.protocol)}",
-        f"single = {json.dumps(persona.single.text)}",
+        f"close = {_quoted(persona.close)}",
+        f"protocol = {_quoted(persona.protocol)}",
+        f"single = {_quoted(persona.single.text)}",
         "lines = [",
-        *(f"    {json.dumps(line.text)}," for line in persona.lines),
+        *(f"    {_quoted(line.text)}," for line in persona.lines),
         "]",
         "",
         f"[personas.{name}.http]",
-        f"title = {json.dumps(persona.page.title.text)}",
+        f"title = {_quoted(persona.page.title.text)}",
         "text = [",
-        *(f"    {json.dumps(line.text)}," for line in persona.page.text),
+        *(f"    {_quoted(line.text)}," for line in persona.page.text),
         "]",
     ]
     for one in persona.refusals:
         lines += [
             "",
             f"[personas.{name}.text.{one.kind}]",
-            f"ports = {json.dumps(list(one.ports))}",
-            f"line = {json.dumps(one.line.text)}",
+            f"ports = {list(one.ports)}",
+            f"line = {_quoted(one.line.text)}",
         ]
     return lines

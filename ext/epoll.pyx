@@ -490,6 +490,9 @@ cdef void work(Board *board, Worker *worker) noexcept nogil:
     if watch(poller, worker.wake, Kind.KIND_WAKE, 0, EPOLLIN) != 0:
         worker.error = errno
     for index in range(worker.listeners):
+        if net_load32(&worker.listening[index].facts.paused):
+            worker.listening[index].paused = True
+            continue
         if watch(
             poller, worker.listening[index].fd, Kind.KIND_LISTENER, index, LISTENER_EVENTS
         ) != 0:

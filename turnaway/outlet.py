@@ -89,9 +89,16 @@ class Syslog:
             self._socket = None
 
     def reopen(self) -> str:
-        """As after a restart of the syslog daemon; returns what went wrong."""
-        self.hang_up()
+        """As after a restart of the syslog daemon; returns what went wrong.
+
+        Inside a chroot the path may lead nowhere: then the old way is kept.
+        """
+        before, self._socket = self._socket, None
         self.revive()
+        if self._socket is None:
+            self._socket = before
+        elif before is not None:
+            before.close()
         return ""
 
     def fileno(self) -> int:

@@ -395,7 +395,6 @@ def test_paused_listener_keeps_its_queue(syslog: Syslog, door: Path) -> None:
         assert ctl(door, "pause", "nowhere").returncode == os.EX_USAGE
 
 
-@pytest.mark.xfail(reason="a loop takes no notice of a pause until it is woken", strict=True)
 def test_pause_outlives_a_reload(syslog: Syslog, door: Path) -> None:
     with configured(syslog, door) as (file, ports, _):
         assert ctl(door, "pause", "mx1.example.com").returncode == 0

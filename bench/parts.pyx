@@ -17,11 +17,13 @@ from answer cimport count, record
 from counters cimport Counter
 from line cimport INET6_ADDRSTRLEN, LINE_OCTETS, put_address, put_record
 from listeners cimport Board as Memory
-from net cimport net_load64, sockaddr_storage
+from net cimport net_load64, net_unpack, sockaddr_storage
 from ring cimport (
     OUTCOME_SENT, Record, Ring, ring_peek, ring_release, ring_waiting,
 )
-from slot cimport SLOT_OCTETS, Banner, Slot, slot_current, slot_publish
+from slot cimport (
+    SLOT_OCTETS, WORDS_BANNER, Answer, Slot, slot_current, slot_publish,
+)
 from tally cimport Tally, tally_add
 
 cdef extern from *:
@@ -70,7 +72,7 @@ cdef class Parts:
     """
     cdef object board
     cdef Memory *memory
-    cdef Banner *banner
+    cdef Answer *banner
     cdef Tally *tally
     cdef sockaddr_storage *peers
     cdef Record *lines
@@ -88,7 +90,7 @@ cdef class Parts:
         ):
             raise RuntimeError("board and parts were built from different sources, or `records`"
                                " is not the size of its rings: python -m bench build --force")
-        self.banner = <Banner *>calloc(1, sizeof(Banner))
+        self.banner = <Answer *>calloc(1, sizeof(Answer))
         self.tally = <Tally *>calloc(1, sizeof(Tally))
         self.peers = <sockaddr_storage *>calloc(PEERS, sizeof(sockaddr_storage))
         self.lines = <Record *>calloc(PEERS, sizeof(Record))
@@ -120,7 +122,7 @@ cdef class Parts:
             raise ValueError(f"banner: at most {SLOT_OCTETS} octets")
         with nogil:
             for turn in range(times):
-                seen += slot_publish(self.banner, text, length)
+                seen += slot_publish(self.banner, text, length, 0)
         return seen
 
     def current(self, int times):
@@ -139,7 +141,9 @@ cdef class Parts:
         cdef int turn
         with nogil:
             for turn in range(times):
-                count(self.memory.worker[0].listening[0].counters, OUTCOME_SENT)
+                count(
+                    self.memory.worker[0].listening[0].counters, OUTCOME_SENT, WORDS_BANNER
+                )
         return net_load64(
             &self.memory.worker[0].listening[0].counters.count[<int>Counter.SENT]
         )
@@ -149,13 +153,16 @@ cdef class Parts:
         dropped, which is another measure: `clear()` first."""
         cdef int64_t moment = <int64_t>MOMENT * 1_000_000
         cdef int turn
+        cdef unsigned char peer[16]
+        cdef unsigned short port
         # What was left of the second's lines belongs to an earlier round.
         self.memory.worker[0].detail_second = 0
         with nogil:
             for turn in range(times):
+                port = net_unpack(&self.peers[turn & (PEERS - 1)], peer)
                 record(
                     self.memory, &self.memory.worker[0], &self.memory.worker[0].listening[0],
-                    -1, &self.peers[turn & (PEERS - 1)], moment + turn, OUTCOME_SENT,
+                    -1, peer, port, moment + turn, OUTCOME_SENT, WORDS_BANNER,
                 )
         return ring_waiting(&self.memory.worker[0].ring)
 

@@ -22,7 +22,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from bench.parts import Parts
 from bench.peers import Drain
 from turnaway import banner, personas
-from turnaway._board import Board
+from turnaway._board import WORDS, Board
 from turnaway._journal import Reader
 from turnaway.settings import Detail, Limits, Listener
 
@@ -106,7 +106,7 @@ def test_banner_render(benchmark: BenchmarkFixture, listener: Listener) -> None:
 @pytest.mark.benchmark(group="once a second", max_time=0.5)
 def test_board_publish(benchmark: BenchmarkFixture, board: Board, listener: Listener) -> None:
     """The octets go to the loops, through the Python call."""
-    benchmark(board.publish, 0, banner.render(listener, banner.date_text(MOMENT)))
+    benchmark(board.publish, 0, "banner", banner.render(listener, banner.date_text(MOMENT)))
 
 
 # --- for each connection, in C -------------------------------------------------
@@ -213,7 +213,7 @@ def log(tmp_path: Path, client_cores: set[int]) -> Iterator[tuple[Drain, socket.
 @pytest.mark.benchmark(group="journal")
 def test_pull_tally_only(benchmark: BenchmarkFixture, board: Board, parts: Parts) -> None:
     """Reader.pull when no connection gets a line: read and tally."""
-    reader = Reader(board, [TAIL], 7)
+    reader = Reader(board, [TAIL] * len(WORDS), 7)
 
     def refill() -> None:
         parts.clear()
@@ -232,7 +232,7 @@ def test_pull_to_syslog(
     The reading end is Python and sets the pace, so the time is that of both;
     `cpu_ns_each` is this thread's own CPU."""
     drain, ours = log
-    reader = Reader(board, [TAIL], 7)
+    reader = Reader(board, [TAIL] * len(WORDS), 7)
     cpu: list[int] = []
     lost: list[int] = []
 

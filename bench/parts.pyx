@@ -152,6 +152,8 @@ cdef class Parts:
         """Write connections down, as the loop does it. What finds no room is
         dropped, which is another measure: `clear()` first."""
         cdef int64_t moment = <int64_t>MOMENT * 1_000_000
+        cdef unsigned char peer[16]
+        cdef unsigned short port
         cdef int turn
         cdef unsigned char peer[16]
         cdef unsigned short port

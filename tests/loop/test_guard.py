@@ -13,16 +13,14 @@ from pathlib import Path
 import pytest
 from running import NAME, Syslog, need, need_root, running
 
-from bench import blast, build, counts
-from bench.expect import Expect
+from bench import build
+
+build.build()  # the load generator, when it is not compiled yet
+
+from bench import blast, counts  # noqa: E402
+from bench.expect import Expect  # noqa: E402
 
 CONNECTIONS = 4000
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _built() -> None:
-    """The load generator is compiled when it is not."""
-    build.build()
 
 
 @dataclass

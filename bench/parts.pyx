@@ -155,8 +155,6 @@ cdef class Parts:
         cdef unsigned char peer[16]
         cdef unsigned short port
         cdef int turn
-        cdef unsigned char peer[16]
-        cdef unsigned short port
         # What was left of the second's lines belongs to an earlier round.
         self.memory.worker[0].detail_second = 0
         with nogil:

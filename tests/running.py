@@ -29,6 +29,7 @@ COMMAND = Path(sys.executable).parent / "turnaway-fast"
 NAME = "mx.example.com"
 LOCATION = "Somecity, Earth"
 T = TypeVar("T")
+OVER = ("sent", "short", "failed", "reset", "gone")  # each connection ends in one of these
 SECONDS = 10.0  # patience with anything that should happen at once
 
 
@@ -141,6 +142,22 @@ class Daemon:
             for name, count in re.findall(r"([A-Za-z_]+)=(\d+)", line):
                 totals[name] = totals.get(name, 0) + int(count)
         return totals
+
+    def settled(self) -> dict[str, int]:
+        """The counters, once every connection that was accepted has ended somehow.
+
+        A client sees its end of file a moment before it is counted.
+        """
+
+        def ended() -> dict[str, int] | None:
+            counters = self.counters()
+            return (
+                counters
+                if sum(counters.get(name, 0) for name in OVER) == counters.get("accepted", 0)
+                else None
+            )
+
+        return until(ended, 30, "every connection to be counted")  # type: ignore[return-value]
 
     def memory(self, field: str = "VmRSS") -> int:
         """KiB, from /proc/PID/status."""

@@ -22,7 +22,6 @@ from pathlib import Path
 import pytest
 from running import Daemon, Syslog, free_port, read_all, running, until
 
-OVER = ("sent", "short", "failed", "reset", "gone")  # each connection ends in one of these
 SLOW = 5000
 
 
@@ -44,17 +43,6 @@ def come(port: int, source: str) -> socket.socket:
 def sources(count: int) -> list[str]:
     """Different addresses of 127/8."""
     return [f"127.{1 + n // 62500}.{n // 250 % 250}.{1 + n % 250}" for n in range(count)]
-
-
-def adds_up(daemon: Daemon) -> dict[str, int]:
-    """The counters, once every connection has ended."""
-
-    def ended() -> dict[str, int] | None:
-        counters = daemon.counters()
-        told = sum(counters.get(name, 0) for name in OVER)
-        return counters if told == counters.get("accepted", 0) else None
-
-    return until(ended, 30, "the counters to add up")  # type: ignore[return-value]
 
 
 # A daemon of two kinds of listeners, which one command line cannot have: the
@@ -109,7 +97,7 @@ def test_five_thousand_slow_clients_do_not_stop_the_rest(
             grown = max(grown, daemon.memory() - before)
         for one in ones:
             one.close()
-        counters = adds_up(daemon)
+        counters = daemon.settled()
     print(f"{protocol}: {before} KiB, {grown} KiB more; {counters['held']} were held")
     assert len(patience) > 100
     assert sorted(patience)[len(patience) // 2] < 0.05
@@ -146,7 +134,7 @@ def test_stress_begins_once_and_ends_once(syslog: Syslog) -> None:
             until(lambda: daemon.counters()["held"] == 58, what="a place again")
         assert len(syslog.matching("stress: ")) == 1
         assert len(syslog.matching("stress is over")) == 1
-        adds_up(daemon)
+        daemon.settled()
 
 
 @pytest.mark.parametrize("held", ["0", "1", "2"])
@@ -159,7 +147,7 @@ def test_with_hardly_any_room_everybody_is_told(syslog: Syslog, held: str) -> No
                 with one:
                     one.sendall(b"QUIT\r\n")
                     assert one.recv(4096).startswith(b"554-")
-            counters = adds_up(daemon)
+            counters = daemon.settled()
             assert counters["accepted"] == counters["sent"] == 20
 
 
@@ -172,7 +160,7 @@ def test_who_cannot_be_asked_is_told_blind(syslog: Syslog, protocol: str) -> Non
             began = time.monotonic()
             assert daemon.banner().startswith(starts[protocol])
             assert time.monotonic() - began < 0.25
-        counters = adds_up(daemon)
+        counters = daemon.settled()
         assert counters["held_full"] == counters["sent"] == 20
 
 
@@ -193,7 +181,7 @@ def test_one_source_takes_its_share_and_no_more(syslog: Syslog) -> None:
         until(lambda: _has_dialogue(daemon), what="a place")
         for one in greedy:
             one.close()
-        adds_up(daemon)
+        daemon.settled()
     assert not syslog.matching("stress")
 
 
@@ -243,7 +231,7 @@ def test_counters_add_up_after_everything_at_once(syslog: Syslog) -> None:
                 ones.pop(rng.randrange(len(ones))).close()
         for one in ones:
             one.close()
-        counters = adds_up(daemon)
+        counters = daemon.settled()
         stumbled = sum(count for name, count in counters.items() if name.startswith("E"))
         assert counters["accepted"] + stumbled == 2000
         assert set(counters) >= {"held", "sent", "reset", "answered_http", "answered_socks"}
@@ -270,4 +258,4 @@ def test_out_of_descriptors_the_held_give_way_and_nobody_hangs(syslog: Syslog) -
                 one.close()
                 readable += 1
         assert readable == 200
-        adds_up(daemon)
+        daemon.settled()

@@ -151,9 +151,9 @@ def test_what_is_recognised_looks_like_it(octets: bytes) -> None:
     """The other way round, by expressions written for this test."""
     signs = {
         "http": rb"(GET|HEAD|POST|PUT|CONNECT|OPTIONS|DELETE|TRACE|PATCH|PROPFIND|PRI) ",
-        "tls": rb"\x16\x03[\0-\4]..\1",
-        "socks5": rb"\5[^\0]",
-        "socks4": rb"\4[\1\2]",
+        "tls": rb"\x16\x03[\x00-\x04]..\x01",
+        "socks5": rb"\x05[^\x00]",
+        "socks4": rb"\x04[\x01\x02]",
         "smtp": rb"(?i)[a-z]{4,8}[ \r\n]",
     }
     guess = probe(octets)

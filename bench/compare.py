@@ -59,7 +59,7 @@ class Options:
     client_cores: tuple[int, ...] = (1,)
 
     @classmethod
-    def quick(cls, **changes: Any) -> Options:  # noqa: ANN401 - the fields of Options
+    def quick(cls, **changes: Any) -> Options:
         """The form that ends within a minute."""
         short: dict[str, Any] = {
             "rounds": 2, "drains": 2, "seconds": 0.3, "rates": (100, 5000, 15000),

@@ -230,13 +230,11 @@ class Journal:
         self._settings = replace(self._settings, detail=detail, detail_number=number)
 
     def counters(self) -> None:
-        """Every listener's counters, one line each."""
-        for watch in self._watches:
-            for index, listener in enumerate(watch.settings.listeners):
-                totals = stats.of_listener(watch.board, index)
-                self.say(
-                    INFO, f"counters: {listener.place} {listener.name} {totals.words() or 'all 0'}"
-                )
+        """Every listener's counters since the start, one line each; no reload makes them fall."""
+        for listener, totals in self.of_listeners():
+            self.say(
+                INFO, f"counters: {listener.place} {listener.name} {totals.words() or 'all 0'}"
+            )
 
     def stopped(self, reason: str, clean: bool) -> None:
         totals = self.totals()

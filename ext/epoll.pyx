@@ -479,12 +479,13 @@ cdef void work(Board *board, Worker *worker) noexcept nogil:
     cdef int32_t index
     cdef int poller
     net_name_thread(b"turnaway-loop")
+    # First the table: what is made before it would stay in the one we leave.
+    worker.own_table = net_own_descriptors() == 0
     poller = epoll_create1(EPOLL_CLOEXEC)
     if poller < 0:
         worker.error = errno
         net_store32(&worker.state, State.STATE_BROKEN)
         return
-    worker.own_table = net_own_descriptors() == 0
     if worker.own_table:
         close_others(board, worker, poller)
     if watch(poller, worker.wake, Kind.KIND_WAKE, 0, EPOLLIN) != 0:

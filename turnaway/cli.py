@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from turnaway import __version__, config, personas, values
 from turnaway.draft import DEFAULT_PERSONA, Draft, ListenerDraft, Mistakes, Settling
-from turnaway.exits import Failure
+from turnaway.exits import CONFIGURATION, USAGE, Failure
 from turnaway.settings import DEFAULT_PORT, Limits, Settings
 
 DESCRIPTION = "Turn unwanted connections away: say why in one message, and close."
@@ -286,7 +286,10 @@ class _Reading:
             where = (
                 f"{options.config}: no [[listener]]" if options.config else "LOCATION is missing"
             )
-            self.mistakes.add(f"{where}, and a LISTENER; for example: {EXAMPLE}")
+            self.mistakes.add(
+                f"{where}, and a LISTENER; for example: {EXAMPLE}",
+                CONFIGURATION if options.config else USAGE,
+            )
         settings = Settling(self.program, line, files, self.mistakes, root).settings()
         command = Command(settings, options.check, options.show_banner, options.print_config)
         return command, file

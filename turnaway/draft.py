@@ -28,6 +28,7 @@ from turnaway.settings import (
     Settings,
     Waits,
 )
+from turnaway.tables import nearest
 from turnaway.values import workers
 
 T = TypeVar("T")
@@ -178,7 +179,7 @@ class Settling:
             self.mistakes.add(f"{len(made)} listeners; at most {MOST_LISTENERS} are possible")
         for listener in made:
             for said in answers.mistakes(listener):
-                self.mistakes.add(said, DATA)
+                self.mistakes.add(said, DATA if self.line.listeners else CONFIGURATION)
         return made
 
     def _expand(self, draft: ListenerDraft) -> list[Listener]:
@@ -228,7 +229,7 @@ class Settling:
                 f"{draft.where}: persona" if "persona" in draft.values else self.where("persona")
             )
             self.mistakes.add(
-                f"{where}: expected one of {known}, got {name!r}",
+                f"{where}: expected one of {known}, got {name!r}{nearest(name, known.split(', '))}",
                 CONFIGURATION if draft in self.files.listeners else USAGE,
             )
             return None

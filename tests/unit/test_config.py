@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from running import COMMAND, SECONDS, free_port, need_root
 
 from turnaway import cli, personas
-from turnaway.exits import CONFIGURATION, DATA, USAGE, Failure
+from turnaway.exits import CONFIGURATION, USAGE, Failure
 from turnaway.settings import CLOSES, Exposition, Limits, Settings, Waits
 
 MOST = """\
@@ -330,7 +330,7 @@ def test_a_persona_whose_file_is_not_there(file: Path) -> None:
         lambda: written(file, f'persona = "p"\n{MOST}[personas.p]\nfile = "own.txt"\n')
     )
     assert f"{file.parent / 'own.txt'}: No such file or directory" in reasons
-    assert status in (CONFIGURATION, DATA)
+    assert status == CONFIGURATION
 
 
 def test_a_persona_that_nobody_knows(file: Path) -> None:
@@ -344,7 +344,7 @@ def test_a_persona_that_nobody_knows(file: Path) -> None:
 def test_a_contact_that_is_said_must_be_set(file: Path) -> None:
     text = f'{MOST}persona = "own"\n[personas.own]\n{OWN}'
     status, reasons = refused(lambda: written(file, text))
-    assert status == DATA
+    assert status == CONFIGURATION
     assert reasons
     assert all("{contact} is not set" in reason for reason in reasons)
     assert written(file, text, "--contact https://x.example/").listeners[0].contact
@@ -355,7 +355,7 @@ def test_more_places_for_the_client_than_an_answer_has(file: Path) -> None:
     status, (said,) = refused(
         lambda: written(file, f'contact="x"\n{MOST}persona = "own"\n[personas.own]\n{own}')
     )
-    assert status == DATA
+    assert status == CONFIGURATION
     assert "{client} more than 4 times" in said
 
 

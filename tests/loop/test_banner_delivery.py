@@ -84,8 +84,10 @@ def test_never_closer_holds_nothing(daemon: Daemon) -> None:
 
 
 def test_never_closer_who_talks_is_let_go_after_two_seconds(daemon: Daemon) -> None:
+    daemon.pause()
     with daemon.connect() as one:
         one.sendall(b"EHLO spam.example\r\n")
+        daemon.resume()
         assert WHOLE.fullmatch(read_all(one))
         began = time.monotonic()
         until(lambda: daemon.counters().get("drain_expired", 0) == 1, 5, "the time limit")

@@ -143,19 +143,19 @@ class Daemon:
                 totals[name] = totals.get(name, 0) + int(count)
         return totals
 
-    def settled(self) -> dict[str, int]:
-        """The counters, once every connection that was accepted has ended somehow.
+    def settled(self, accepted: int = 0) -> dict[str, int]:
+        """The counters, once at least `accepted` connections are counted and every one
+        of them has ended somehow.
 
-        A client sees its end of file a moment before it is counted.
+        A client sees its end of file before it is counted, and so may the next few,
+        while a batch lasts.
         """
 
         def ended() -> dict[str, int] | None:
             counters = self.counters()
-            return (
-                counters
-                if sum(counters.get(name, 0) for name in OVER) == counters.get("accepted", 0)
-                else None
-            )
+            total = counters.get("accepted", 0)
+            told = sum(counters.get(name, 0) for name in OVER)
+            return counters if total == told and total >= accepted else None
 
         return until(ended, 30, "every connection to be counted")  # type: ignore[return-value]
 

@@ -84,7 +84,7 @@ def test_drain_of_who_talks_first_or_not_at_all(draining: Daemon, talk: bytes) -
             assert GREETING.fullmatch(read_all(one))
             one.shutdown(socket.SHUT_WR)
             assert not ended_by_reset(one)
-    counters = draining.settled()
+    counters = draining.settled(30)
     assert counters["accepted"] == counters["sent"] == 30
 
 
@@ -142,7 +142,7 @@ def test_the_letter_of_rfc_5321(quitting: Daemon) -> None:
             assert exactly(one, len(WRONG)) == WRONG
         one.sendall(b"quit\r\n")
         assert read_all(one) == BYE
-    counters = quitting.settled()
+    counters = quitting.settled(1)
     assert (counters["commands_wrong"], counters["quits"], counters["held"]) == (5, 1, 1)
     assert counters["accepted"] == counters["sent"] == 1
 
@@ -264,7 +264,7 @@ def test_the_client_hangs_up_or_resets(quitting: Daemon) -> None:
             if linger:
                 one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             one.close()
-    counters = quitting.settled()
+    counters = quitting.settled(20)
     assert counters["accepted"] == counters["sent"] == counters["held"] == 20
     assert GREETING.match(quitting.connect().recv(4096))
 
@@ -356,7 +356,7 @@ def test_refused_a_place_quit_is_now_and_counted_once(syslog: Syslog) -> None:
                 one.sendall(talk)
                 daemon.resume()
                 assert GREETING.fullmatch(read_all(one))  # and the end of file
-        counters = daemon.settled()
+        counters = daemon.settled(3)
         assert counters["accepted"] == counters["sent"] == 3
         assert (counters["held"], counters["held_share"]) == (1, 2)
 

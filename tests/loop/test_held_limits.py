@@ -147,7 +147,7 @@ def test_with_hardly_any_room_everybody_is_told(syslog: Syslog, held: str) -> No
                 with one:
                     one.sendall(b"QUIT\r\n")
                     assert one.recv(4096).startswith(b"554-")
-            counters = daemon.settled()
+            counters = daemon.settled(20)
             assert counters["accepted"] == counters["sent"] == 20
 
 
@@ -160,7 +160,7 @@ def test_who_cannot_be_asked_is_told_blind(syslog: Syslog, protocol: str) -> Non
             began = time.monotonic()
             assert daemon.banner().startswith(starts[protocol])
             assert time.monotonic() - began < 0.25
-        counters = daemon.settled()
+        counters = daemon.settled(20)
         assert counters["held_full"] == counters["sent"] == 20
 
 
@@ -231,7 +231,7 @@ def test_counters_add_up_after_everything_at_once(syslog: Syslog) -> None:
                 ones.pop(rng.randrange(len(ones))).close()
         for one in ones:
             one.close()
-        counters = daemon.settled()
+        counters = daemon.settled(2000)
         stumbled = sum(count for name, count in counters.items() if name.startswith("E"))
         assert counters["accepted"] + stumbled == 2000
         assert set(counters) >= {"held", "sent", "reset", "answered_http", "answered_socks"}

@@ -90,7 +90,7 @@ def test_a_reason_as_text_and_as_a_page(speak: Callable[..., Daemon]) -> None:
     status, fields, body = read_http(ask(daemon, page))
     assert (status, fields["content-type"]) == (403, "text/html; charset=us-ascii")
     assert REASON in body
-    counters = daemon.settled()
+    counters = daemon.settled(2)
     assert counters["answered_http"] == counters["sent"] == counters["accepted"] == 2
 
 
@@ -151,14 +151,14 @@ def test_what_is_not_http_is_told_so(speak: Callable[..., Daemon], octets: bytes
     status, _, body = read_http(ask(daemon, octets))
     assert status == 400
     assert body.startswith("This is not HTTP.")
-    assert daemon.settled()["answered_http"] == 1
+    assert daemon.settled(1)["answered_http"] == 1
 
 
 def test_a_request_cut_off_by_the_end_is_no_request(speak: Callable[..., Daemon]) -> None:
     daemon = speak("http")
     assert read_http(ask(daemon, b"GET / HTT", close=True))[0] == 400
     assert ask(daemon, b"", close=True) == b""
-    counters = daemon.settled()
+    counters = daemon.settled(2)
     assert (counters["accepted"], counters["sent"], counters["gone"]) == (2, 1, 1)
 
 
@@ -206,7 +206,7 @@ def test_408_after_ten_seconds_for_the_silent_and_the_slow(
             assert status == 408
             assert REASON in body
     assert 9.5 < time.monotonic() - began < 13
-    counters = daemon.settled()
+    counters = daemon.settled(2)
     assert counters["expired"] == counters["sent"] == 2
     until(lambda: len(syslog.matching("proto=http code=408 outcome=expired")) == 2)
 
@@ -232,7 +232,7 @@ def test_tls_gets_the_alert(speak: Callable[..., Daemon], octets: bytes) -> None
     daemon = speak("tls")
     assert ask(daemon, octets) == ALERT
     assert ask(daemon, octets, close=True) == ALERT
-    assert daemon.settled()["answered_tls"] == 2
+    assert daemon.settled(2)["answered_tls"] == 2
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_socks_gets_its_refusal(speak: Callable[..., Daemon], octets: bytes, tol
     daemon = speak("socks")
     assert ask(daemon, octets) == told
     assert ask(daemon, octets, close=True) == told
-    assert daemon.settled()["answered_socks"] == 2
+    assert daemon.settled(2)["answered_socks"] == 2
 
 
 @pytest.mark.parametrize("protocol", ["tls", "socks"])
@@ -259,7 +259,7 @@ def test_the_silent_are_told_after_ten_seconds(speak: Callable[..., Daemon], pro
     with daemon.connect(timeout=20) as one:
         assert read_all(one) == {"tls": ALERT, "socks": SOCKS5}[protocol]
     assert 9.5 < time.monotonic() - began < 13
-    assert daemon.settled()["expired"] == 1
+    assert daemon.settled(1)["expired"] == 1
 
 
 @pytest.mark.parametrize(
@@ -328,7 +328,7 @@ def test_auto_takes_silence_for_smtp_after_a_moment(speak: Callable[..., Daemon]
         began = time.monotonic()
         assert BANNER.fullmatch(daemon.banner())
         assert 0.28 < time.monotonic() - began < 0.6
-    counters = daemon.settled()
+    counters = daemon.settled(5)
     assert counters["accepted"] == counters["sent"] == 5
     assert "expired" not in counters  # silence is what it waits for
 
@@ -374,6 +374,6 @@ def test_resets_and_departures_before_the_answer_are_counted(speak: Callable[...
             one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         daemon.connect().close()
     until(lambda: daemon.counters().get("gone", 0) == 10)
-    counters = daemon.settled()
+    counters = daemon.settled(20)
     assert counters["accepted"] == 20
     assert counters["reset"] + counters["gone"] == 20

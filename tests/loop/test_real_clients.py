@@ -288,7 +288,7 @@ def test_one_daemon_answers_them_all(syslog: Syslog) -> None:
             assert "access denied" in run(*CURL, "-k", url(daemon, "https"))[1]
             assert run(*CURL, "-x", url(daemon, "socks5"), "http://127.0.0.1:9/")[0] == 97
             assert "554" in run(*CURL, url(daemon, "smtp"))[1]
-        counters = daemon.settled()
+        counters = daemon.settled(12)
         assert counters["accepted"] == counters["sent"] == 12
         assert counters["answered_http"] == counters["answered_tls"] == 3
         assert counters["answered_socks"] == 3

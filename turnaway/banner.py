@@ -17,8 +17,8 @@ TOTAL_OCTETS = 1000  # dma(8) cuts a greeting after 1024
 # (RFC 3463) and then cannot write its bounce.
 VERSION = ".".join(__version__.split(".")[:2])
 
-_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _ZONE = re.compile(r"[A-Za-z0-9+-]{1,8}")
 _FIELD = re.compile(r"\{([^{}]*)\}")
 _FIELDS = ("name", "version", "date", "location", "contact", "client")
@@ -41,7 +41,7 @@ def date_text(moment: float) -> str:
     minutes = abs(local.tm_gmtoff) // 60
     sign = "-" if local.tm_gmtoff < 0 else "+"
     text = (
-        f"{_DAYS[local.tm_wday]}, {local.tm_mday:02} {_MONTHS[local.tm_mon - 1]} {local.tm_year:04}"
+        f"{DAYS[local.tm_wday]}, {local.tm_mday:02} {MONTHS[local.tm_mon - 1]} {local.tm_year:04}"
         f" {local.tm_hour:02}:{local.tm_min:02}:{local.tm_sec:02}"
         f" {sign}{minutes // 60:02}{minutes % 60:02}"
     )

@@ -8,13 +8,11 @@ request in time.  Each closes the connection and may not be stored.
 import html
 import time
 
-from turnaway.banner import LONGEST_DATE, field_mistakes, fill
+from turnaway.banner import DAYS, LONGEST_DATE, MONTHS, field_mistakes, fill
 from turnaway.settings import Line, Listener
 
 ANSWER_OCTETS = 4064  # a slot of the loop's
 
-_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -43,7 +41,7 @@ def http_date(moment: float) -> str:
     """IMF-fixdate, RFC 9110 5.6.7: `Mon, 01 Sep 2003 13:30:17 GMT`."""
     utc = time.gmtime(moment)
     return (
-        f"{_DAYS[utc.tm_wday]}, {utc.tm_mday:02} {_MONTHS[utc.tm_mon - 1]} {utc.tm_year:04}"
+        f"{DAYS[utc.tm_wday]}, {utc.tm_mday:02} {MONTHS[utc.tm_mon - 1]} {utc.tm_year:04}"
         f" {utc.tm_hour:02}:{utc.tm_min:02}:{utc.tm_sec:02} GMT"
     )
 

@@ -27,7 +27,7 @@ EXT = ROOT / "ext"
 ROWS: tuple[set[str], ...] = (
     {"turnaway", "settings", "exits", "locate", "notify", "poller", "_board", "_journal", "_epoll"},
     {"tables", "banner", "control", "detach", "dump", "outlet", "privileged"},
-    {"page", "personas", "units", "values", "ctl"},
+    {"page", "personas", "units", "values", "ctl", "lists"},
     {"answers"},
     {"draft", "engine", "stats"},
     {"config", "metrics", "watch"},

@@ -45,6 +45,7 @@ EXT_ROWS: tuple[set[str], ...] = (
     {"listeners"},
     {"answer"},
     {"client"},
+    {"turn"},
     {"epoll", "board", "journal", "readers"},  # each an extension; none cimports another
 )
 

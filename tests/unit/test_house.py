@@ -27,8 +27,8 @@ EXT = ROOT / "ext"
 ROWS: tuple[set[str], ...] = (
     {"turnaway", "settings", "exits", "locate", "notify", "poller", "_board", "_journal", "_epoll"},
     {"tables", "banner", "control", "detach", "dump", "outlet", "privileged"},
-    {"page", "personas", "units", "values", "firewall"},
-    {"answers"},
+    {"page", "personas", "units", "values", "lists"},
+    {"answers", "firewall"},
     {"draft", "engine", "stats"},
     {"config", "metrics", "watch"},
     {"cli", "journal"},
@@ -45,6 +45,7 @@ EXT_ROWS: tuple[set[str], ...] = (
     {"listeners"},
     {"answer"},
     {"client"},
+    {"turn"},
     {"epoll", "board", "journal", "readers"},  # each an extension; none cimports another
 )
 

@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Network, IPv6Network
 
 from turnaway.firewall.plan import Plan, heading
+from turnaway.lists.ranges import Range, cidrs
 
 TABLE = "turnaway"  # family inet
 SYN = "tcp flags syn / fin,syn,rst,ack"
@@ -291,25 +292,23 @@ def routes(plan: Plan) -> list[list[str]]:
     return found
 
 
-def sets(
-    plan: Plan, sources: Mapping[str, tuple[Iterable[IPv4Network], Iterable[IPv6Network]]]
-) -> str:
+def sets(plan: Plan, sources: Mapping[str, tuple[list[Range], list[Range]]]) -> str:
     """The file that replaces every list's sources.
 
-    `sources` has for each list's name its networks, disjoint and sorted, of
-    both families; a list that it does not have becomes empty.
+    `sources` has for each list's name its ranges of IPv4 and of IPv6, sorted
+    and disjoint; a list that it does not have becomes empty.
     """
     lines = [
         "#!/usr/sbin/nft -f",
         "# Sources that are diverted.  One transaction: all or nothing, never an empty list.",
     ]
     for one in plan.lists:
-        four, six = sources.get(one.name, ((), ()))
-        for version, networks in ((4, four), (6, six)):
+        four, six = sources.get(one.name, ([], []))
+        for version, found in ((4, four), (6, six)):
             if version in families(plan):
                 name = refuse_set(version, one.name)
                 lines.append(f"flush set inet {TABLE} {name}")
-                lines += _elements(name, map(prefix, networks))
+                lines += _elements(name, cidrs(found, version))
     return "\n".join([*lines, ""])
 
 

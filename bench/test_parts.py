@@ -258,4 +258,6 @@ def test_pull_to_syslog(
     while syslog.datagrams < LINES * len(cpu) - sum(lost) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert syslog.datagrams == LINES * len(cpu) - sum(lost)
-    assert syslog.last.startswith(HEADER + b"turned away from=[203.0.113."), os.fsdecode(syslog.last)
+    assert syslog.last.startswith(HEADER + b"turned away from=[203.0.113."), os.fsdecode(
+        syslog.last
+    )

@@ -16,6 +16,7 @@ from counters cimport COUNTERS as COUNTER_COUNT
 from counters cimport Counters, Policy, counter_of_errno, policy_of
 from listeners cimport Board as Memory
 from listeners cimport DISPOSAL_BUCKETS, Facts, Listening, Stop, Worker
+from listeners cimport PROXIES as PROXY_COUNT
 from libc.errno cimport errno
 from net cimport net_load32, net_load64, net_no_new_privileges, net_store32
 from pool cimport FIFOS
@@ -27,12 +28,13 @@ from slot cimport WORDS as WORDS_COUNT
 
 ANSWER_OCTETS = SLOT_OCTETS
 ANSWER_MARKS = SLOT_MARKS
+PROXIES = PROXY_COUNT
 
 # In the order of the enum in counters.pxd; a test holds the two together.
 COUNTERS = (
     "accepted", "sent", "short", "failed", "reset", "early", "parked",
     "park_full", "drain_expired", "held", "held_stressed", "held_full",
-    "held_share", "sacrificed", "gone", "expired", "commands_wrong", "quits",
+    "held_share", "sacrificed", "gone", "stranger", "headless", "misdiverted", "proxied", "expired", "commands_wrong", "quits",
     "answered_http", "answered_tls", "answered_socks", "rests",
     "ECONNABORTED", "EINTR", "EPROTO", "EPERM", "ENETDOWN", "ENETUNREACH",
     "EHOSTDOWN", "EHOSTUNREACH", "ENONET", "ENOPROTOOPT", "EOPNOTSUPP",
@@ -50,7 +52,7 @@ if len(WORDS) != WORDS_COUNT:
     raise ImportError("the names and the enum of the words differ in number")
 
 # Time limits of held sockets; in the order of the enum in pool.pxd.
-QUEUES = ("park", "drain", "probe", "request", "quit")
+QUEUES = ("park", "drain", "probe", "request", "quit", "proxy")
 if len(QUEUES) != QUEUE_COUNT:
     raise ImportError("the names and the enum of the queues differ in number")
 
@@ -182,22 +184,39 @@ cdef class Board:
             raise IndexError(f"listener {listener} of {self.memory.listeners}")
         return listener
 
-    def describe(self, int listener, bytes local, int port, bint wildcard):
-        """What records say of a listener: 16 octets of address, and the port.
+    def describe(
+        self, int listener, bytes local, int port, bint wildcard, bint transparent=False,
+        proxies=(),
+    ):
+        """Where a listener is, and who comes to it by another way.
 
-        With `wildcard` the loop asks getsockname(2) instead, for records that
-        become a line.
+        `local` is its address as 16 octets; with `wildcard` or `transparent` the loop
+        asks getsockname(2) instead, for records that become a line, and with
+        `transparent` (IP_TRANSPARENT) that is the address that was called.  From
+        `proxies`, [(16 octets, bits of them)], PROXIES at the most, a PROXY header
+        must come first; when there are any, nobody else is answered.
         """
-        self.check_listener(listener)
+        cdef Facts *facts = &self.memory.facts[self.check_listener(listener)]
         if len(local) != 16:
             raise ValueError(f"local: expected 16 octets, got {len(local)}")
-        memcpy(self.memory.facts[listener].local, <const char *>local, 16)
-        self.memory.facts[listener].port = port
-        self.memory.facts[listener].wildcard = wildcard
+        if len(proxies) > PROXY_COUNT:
+            raise ValueError(f"proxies: at most {PROXY_COUNT}, got {len(proxies)}")
+        memcpy(facts.local, <const char *>local, 16)
+        facts.port = port
+        facts.asks = wildcard or transparent
+        facts.wildcard = wildcard
+        facts.transparent = transparent
+        facts.proxies = 0
+        for octets, bits in proxies:
+            if len(octets) != 16 or not 0 <= bits <= 128:
+                raise ValueError(f"proxies: expected 16 octets and 0..128, got {octets!r}, {bits}")
+            memcpy(facts.proxy[facts.proxies].octets, <const char *><bytes>octets, 16)
+            facts.proxy[facts.proxies].bits = bits
+            facts.proxies += 1
 
     def behave(
         self, int listener, str manner, str expected, str blind, str lingers, bint resets,
-        fifos=(0, 0, 0, 0, 0),
+        fifos=(0, 0, 0, 0, 0, 0),
     ):
         """What happens to the connections of a listener.
 

@@ -7,6 +7,7 @@ from typing_extensions import disjoint_base
 
 ANSWER_OCTETS: Final = 4064
 ANSWER_MARKS: Final = 4
+PROXIES: Final = 32
 COUNTERS: Final[tuple[str, ...]]
 WORDS: Final[tuple[str, ...]]
 QUEUES: Final = ("park", "drain", "probe", "request", "quit")
@@ -36,7 +37,15 @@ class Board:
         key: int = 0,
         waits: Sequence[int] = (2_000_000,),
     ) -> Self: ...
-    def describe(self, listener: int, local: bytes, port: int, wildcard: bool) -> None: ...
+    def describe(
+        self,
+        listener: int,
+        local: bytes,
+        port: int,
+        wildcard: bool,
+        transparent: bool = False,
+        proxies: Sequence[tuple[bytes, int]] = (),
+    ) -> None: ...
     def behave(
         self,
         listener: int,
@@ -45,7 +54,7 @@ class Board:
         blind: str,
         lingers: str,
         resets: bool,
-        fifos: Sequence[int] = (0, 0, 0, 0, 0),
+        fifos: Sequence[int] = (0, 0, 0, 0, 0, 0),
     ) -> None: ...
     def attach(self, worker: int, listener: int, fd: int) -> None: ...
     def attach_wake(self, worker: int, fd: int) -> None: ...

@@ -211,6 +211,8 @@ class Settling:
                 self.value("contact", "", draft),
                 detail,
                 waits,
+                self.value("bind", "plain", draft),
+                self.value("proxy-from", (), draft),
             )
             for address, port in draft.places
         ]

@@ -19,7 +19,16 @@ RESTING = COUNTERS[COUNTERS.index("EMFILE") :]
 ERRORS = COUNTERS[COUNTERS.index("rests") + 1 :]
 # Each connection that is over moved exactly one of these; one that is accepted
 # and still held without an answer has not moved any yet.
-OUTCOMES = ("sent", "short", "failed", "reset", "gone")
+OUTCOMES = (
+    "sent",
+    "short",
+    "failed",
+    "reset",
+    "gone",
+    "stranger",
+    "headless",
+    "misdiverted",
+)
 # Why somebody was not held who should have been, and the counter.
 REFUSALS = {"stress": "held_stressed", "full": "held_full", "source": "held_share"}
 

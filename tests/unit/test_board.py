@@ -277,7 +277,7 @@ def test_time_limits_that_are_none(waits: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("fifos", [(), (0,) * 4, (0,) * 6, (0, 0, 0, 0, 2), (0, -1, 0, 0, 0)])
 def test_time_limits_of_a_listener_are_among_the_boards(fifos: tuple[int, ...]) -> None:
     board = Board(1, 1, waits=(5, 7))
-    with pytest.raises(ValueError, match=r"fifos: expected 5 of 0\.\.1"):
+    with pytest.raises(ValueError, match=r"fifos: expected 6 of 0\.\.1"):
         board.behave(0, "now", "any", "banner", "park", False, fifos)
     board.behave(0, "now", "any", "banner", "park", False, (0, 1, 1, 0, 1))
 

@@ -142,7 +142,7 @@ def test_every_counter_is_shown_somewhere() -> None:
         *ERRORS,
     }
     # How a client was held is an event between accept and outcome: held_sockets.
-    assert set(COUNTERS) - shown == {"parked", "park_full", "held"}
+    assert set(COUNTERS) - shown == {"parked", "park_full", "held", "proxied"}
 
 
 class _Counting:

@@ -7,14 +7,27 @@ standard error, so that `> FILE` holds nothing but rules.
 
 import argparse
 from collections.abc import Callable, Sequence
-from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
-from turnaway.firewall import nftables, plan
+from turnaway.firewall import ipfw, iptables, nftables, pf, plan
+from turnaway.firewall.iptables import Sources
 from turnaway.firewall.plan import Plan
 
-# Each has rules(plan) and sets(plan, sources), which return text.
-KINDS: dict[str, ModuleType] = {"nftables": nftables}
+
+class Kind(Protocol):
+    """A firewall's syntax."""
+
+    def rules(self, plan: Plan) -> str: ...
+    def sets(self, plan: Plan, sources: Sources) -> str: ...
+
+
+KINDS: dict[str, Kind] = {
+    "nftables": nftables,
+    "iptables": iptables,
+    "pf-openbsd": pf.OPENBSD,
+    "pf-freebsd": pf.FREEBSD,
+    "ipfw": ipfw,
+}
 DEFAULT_KIND = "nftables"
 
 Does = Callable[[argparse.Namespace], int]

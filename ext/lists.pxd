@@ -14,6 +14,10 @@ arrays, of which the first three stay in the cache.
 from libc.stdint cimport UINT32_MAX, uint8_t, uint32_t, uint64_t, uintptr_t
 from source cimport source_is_ipv4
 
+cdef extern from *:
+    # The compilers that build CPython's extensions on a Unix have it: gcc and clang.
+    void lists_fetch "__builtin_prefetch"(const void *memory) nogil
+
 cdef enum:
     LISTS_MOST = 64
     LISTS_RUNG = 16
@@ -170,12 +174,15 @@ cdef inline size_t lists_step4(const Lists *lists, uint32_t address) noexcept no
     if address == UINT32_MAX:   # as high as what the arrays are filled up with
         return lists.steps4 - 1
     for rung in range(lists.rungs4 - 1, -1, -1):
-        near = lists.four[rung] + step * LISTS_RUNG
+        step *= LISTS_RUNG
+        near = lists.four[rung] + step
+        if rung == 0:
+            lists_fetch(lists.numbers4 + step)
         here = <size_t>(near[8] <= address) << 3
         here += <size_t>(near[here + 4] <= address) << 2
         here += <size_t>(near[here + 2] <= address) << 1
         here += <size_t>(near[here + 1] <= address)
-        step = step * LISTS_RUNG + here
+        step += here
     return step
 
 
@@ -191,11 +198,16 @@ cdef inline size_t lists_step6(
     if ~(high & low) == 0:
         return lists.steps6 - 1
     for rung in range(lists.rungs6 - 1, -1, -1):
-        near = lists.high[rung] + step * LISTS_RUNG
+        step *= LISTS_RUNG
+        near = lists.high[rung] + step
+        if rung == 0:
+            # What may be wanted next comes from memory at the same time.
+            lists_fetch(lists.numbers6 + step)
+            lists_fetch(lists.low[0] + step)
+            lists_fetch(lists.low[0] + step + LISTS_RUNG // 2)
         here = 0
         for other in range(1, LISTS_RUNG):
             here += near[other] < high
-        step = step * LISTS_RUNG
         while (
             here < LISTS_RUNG - 1 and near[here + 1] == high
             and lists.low[rung][step + here + 1] <= low

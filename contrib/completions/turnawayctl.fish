@@ -103,7 +103,7 @@ complete -c turnawayctl -n '_shtab_turnawayctl_using; and test $_shtab_turnawayc
 complete -c turnawayctl -n '_shtab_turnawayctl_using firewall' -s h -l help -d 'show this help message and exit'
 complete -c turnawayctl -n '_shtab_turnawayctl_using firewall; and test $_shtab_turnawayctl_npos -eq 0' -a rules -d 'print the rules that divert'
 complete -c turnawayctl -n '_shtab_turnawayctl_using firewall rules' -s h -l help -d 'show this help message and exit'
-complete -c turnawayctl -n '_shtab_turnawayctl_using firewall rules' -l for -xka "nftables" -d 'whose syntax: nftables (default: nftables)'
+complete -c turnawayctl -n '_shtab_turnawayctl_using firewall rules' -l for -xka "nftables iptables pf-openbsd pf-freebsd ipfw" -d 'whose syntax: nftables, iptables, pf-openbsd, pf-freebsd, ipfw (default: nftables)'
 complete -c turnawayctl -n '_shtab_turnawayctl_using firewall rules' -l role -x -d 'host, router or dsr (default: host)'
 complete -c turnawayctl -n '_shtab_turnawayctl_using firewall rules' -l mx -x -d 'the addresses that are called, of both families'
 complete -c turnawayctl -n '_shtab_turnawayctl_using firewall rules' -l list -x -d 'a list of sources, and the port where the daemon tells them why; earlier lists win'

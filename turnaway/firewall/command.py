@@ -9,8 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 from turnaway import lists
 from turnaway.exits import (
@@ -21,12 +20,38 @@ from turnaway.exits import (
     USAGE,
     Failure,
 )
-from turnaway.firewall import live, nftables, plan, programs, sources, surroundings, sysctls, trial
+from turnaway.firewall import (
+    ipfw,
+    iptables,
+    live,
+    nftables,
+    pf,
+    plan,
+    programs,
+    sources,
+    surroundings,
+    sysctls,
+    trial,
+)
+from turnaway.firewall.iptables import Sources
 from turnaway.firewall.plan import Network, Plan
 from turnaway.lists.ranges import cidrs
 
-# Each has rules(plan) and sets(plan, sources), which return text.
-KINDS: dict[str, ModuleType] = {"nftables": nftables}
+
+class Kind(Protocol):
+    """A firewall's syntax."""
+
+    def rules(self, plan: Plan) -> str: ...
+    def sets(self, plan: Plan, sources: Sources) -> str: ...
+
+
+KINDS: dict[str, Kind] = {
+    "nftables": nftables,
+    "iptables": iptables,
+    "pf-openbsd": pf.OPENBSD,
+    "pf-freebsd": pf.FREEBSD,
+    "ipfw": ipfw,
+}
 DEFAULT_KIND = "nftables"
 
 RATE = 1000  # refused connections a second that conntrack should bear

@@ -45,9 +45,10 @@ def _show_banners(settings: Settings) -> None:
 
 
 def _check(settings: Settings) -> None:
-    for listener in settings.listeners:
-        for said in answers.warnings(listener):
-            print(f"{settings.program}: warning: {said}", file=sys.stderr)
+    from turnaway import lint  # the daemon has no use for it
+
+    for said in lint.warnings(settings):
+        print(f"{settings.program}: warning: {said}", file=sys.stderr)
     listeners = ", ".join(f"{one.place} {one.name}" for one in settings.listeners)
     _print(f"{settings.program}: all is well: {listeners}\n".encode())
 

@@ -204,4 +204,9 @@ class _File:
         if name is None:
             return None
         number = table.path[-1]
-        return ListenerDraft(f"{where}: listener[{number}]", places, name, own)
+        wheres = {
+            key: f"{table.where(key)}: listener[{number}].{key}"
+            for key in ("address", "name", *own)
+            if key in table.data
+        }
+        return ListenerDraft(f"{where}: listener[{number}]", places, name, own, wheres)

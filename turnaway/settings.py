@@ -4,6 +4,7 @@ Plain frozen data; whoever makes one has checked it.  This module imports
 nothing of Turnaway's, and everything may import it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -91,6 +92,8 @@ class Listener:
     contact: str = ""
     detail: tuple[Detail, int] | None = None  # its own --log-connections
     waits: Waits = field(default_factory=lambda: Waits())
+    # Key -> file:line: key, for messages; what no file gave is not there.
+    wheres: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @property
     def ipv6(self) -> bool:

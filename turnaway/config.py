@@ -106,6 +106,7 @@ class _File:
         found: dict[str, Any] = {
             "user": table.string("user"),
             "group": table.string("group"),
+            "keep-bind": table.boolean("keep-bind"),
             "chroot": self._text(table, "chroot", values.absolute),
             "log": self._text(table, "log", values.log),
             "metrics": self._text(table, "metrics", values.metrics),

@@ -135,6 +135,7 @@ class Settling:
             workers=self.value("workers", workers("auto")),
             foreground=foreground,
             identity=identity,
+            keep_bind=self.value("keep-bind", False),
             chroot=self.value("chroot", None),
             pidfile=pidfile,
             control=control,

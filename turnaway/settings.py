@@ -165,6 +165,7 @@ class Settings:
     workers: int
     foreground: bool = False
     identity: Identity | None = None  # None: not root, stay who we are
+    keep_bind: bool = False  # keep CAP_NET_BIND_SERVICE after the start
     chroot: str | None = None
     pidfile: str | None = None
     control: str | None = None  # the control socket

@@ -313,8 +313,7 @@ def test_the_defaults_of_the_configuration(tmp_path: Path) -> None:
 
 def test_what_a_reload_cannot_change_is_told() -> None:
     said = set(re.findall(r"^\.Ic (\S+)", section("turnaway.toml.5", "CAVEATS"), re.M))
-    fixed = {"user" if name == "identity" else name for name in daemon.FIXED}
-    fixed -= {"syslog_socket", "json_path"}  # parts of `log`
+    fixed = {daemon.NAMES.get(name, name) for name in daemon.FIXED}
     assert said - {"group"} == fixed
 
 

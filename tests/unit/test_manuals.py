@@ -207,16 +207,21 @@ def test_the_options_of_turnawayctl() -> None:
 
 def test_the_commands_of_turnawayctl_and_their_options() -> None:
     source = section("turnawayctl.8", "COMMANDS")
-    headings = re.findall(r"^\.Ss (\w+)(?: (Op )?Ar (\w+))?$", source, re.M)
-    assert [name for name, _, _ in headings] == list(commands())
+    headings = re.findall(r"^\.Ss (\w+)((?: (?:Op )?Ar \w+)*)$", source, re.M)
+    assert [name for name, _ in headings] == list(commands())
     everywhere = offered(ctl.parser())
-    for name, optional, argument in headings:
+    for name, arguments in headings:
         parser = commands()[name]
-        line = f"{name}{' ' * bool(argument)}{optional}{'Ar ' * bool(argument)}{argument}"
+        line = f"{name}{arguments}"
         own = {key: value for key, value in offered(parser).items() if key not in everywhere}
         assert valued(section("turnawayctl.8", line, "Ss")) == own, name
-        words = [(one.metavar, one.nargs) for one in parser._actions if not one.option_strings]
-        assert words == ([(argument, "?" if optional else None)] if argument else []), name
+        words = [
+            (one.metavar, None if one.nargs == argparse.PARSER else one.nargs)
+            for one in parser._actions
+            if not one.option_strings
+        ]
+        told = re.findall(r" (Op )?Ar (\w+)", arguments)
+        assert words == [(argument, "?" if optional else None) for optional, argument in told], name
 
 
 def test_the_defaults_of_turnawayctl() -> None:

@@ -32,7 +32,7 @@ _shtab_turnawayctl_firewall_commands() {
 
 _shtab_turnawayctl_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  {-s,--socket}"[the daemon\'s control socket (default\: \/var\/run\/COMMAND.ctl, or in \$XDG_RUNTIME_DIR when not root)]:PATH:"
+  {-s,--socket}"[the daemon\'s control socket (default\: where one answers of \$XDG_RUNTIME_DIR, unless root, \/var\/run\/COMMAND.ctl and \/run\/COMMAND\/COMMAND.ctl)]:PATH:"
   "--name[the name that the daemon was started by (default\: turnaway-fast)]:COMMAND:"
   "(- : *)"{-V,--version}"[show program\'s version number and exit]"
 )
@@ -71,9 +71,10 @@ _shtab_turnawayctl_firewall_rules_defaults_added=0
 
 _shtab_turnawayctl_loglevel_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  {-s,--socket}"[the daemon\'s control socket (default\: \/var\/run\/COMMAND.ctl, or in \$XDG_RUNTIME_DIR when not root)]:PATH:"
+  {-s,--socket}"[the daemon\'s control socket (default\: where one answers of \$XDG_RUNTIME_DIR, unless root, \/var\/run\/COMMAND.ctl and \/run\/COMMAND\/COMMAND.ctl)]:PATH:"
   "--name[the name that the daemon was started by (default\: turnaway-fast)]:COMMAND:"
-  ":capped\:N, sample\:N, all or none, for all listeners until a reload:"
+  ":capped\:N, sample\:N, all or none, until a reload:"
+  ":for this place or name alone (default\: all listeners without a setting of their own):"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -81,7 +82,7 @@ _shtab_turnawayctl_loglevel_defaults_added=0
 
 _shtab_turnawayctl_pause_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  {-s,--socket}"[the daemon\'s control socket (default\: \/var\/run\/COMMAND.ctl, or in \$XDG_RUNTIME_DIR when not root)]:PATH:"
+  {-s,--socket}"[the daemon\'s control socket (default\: where one answers of \$XDG_RUNTIME_DIR, unless root, \/var\/run\/COMMAND.ctl and \/run\/COMMAND\/COMMAND.ctl)]:PATH:"
   "--name[the name that the daemon was started by (default\: turnaway-fast)]:COMMAND:"
   ":its place, or its name:"
 )
@@ -91,7 +92,7 @@ _shtab_turnawayctl_pause_defaults_added=0
 
 _shtab_turnawayctl_reload_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  {-s,--socket}"[the daemon\'s control socket (default\: \/var\/run\/COMMAND.ctl, or in \$XDG_RUNTIME_DIR when not root)]:PATH:"
+  {-s,--socket}"[the daemon\'s control socket (default\: where one answers of \$XDG_RUNTIME_DIR, unless root, \/var\/run\/COMMAND.ctl and \/run\/COMMAND\/COMMAND.ctl)]:PATH:"
   "--name[the name that the daemon was started by (default\: turnaway-fast)]:COMMAND:"
 )
 
@@ -100,7 +101,7 @@ _shtab_turnawayctl_reload_defaults_added=0
 
 _shtab_turnawayctl_resume_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  {-s,--socket}"[the daemon\'s control socket (default\: \/var\/run\/COMMAND.ctl, or in \$XDG_RUNTIME_DIR when not root)]:PATH:"
+  {-s,--socket}"[the daemon\'s control socket (default\: where one answers of \$XDG_RUNTIME_DIR, unless root, \/var\/run\/COMMAND.ctl and \/run\/COMMAND\/COMMAND.ctl)]:PATH:"
   "--name[the name that the daemon was started by (default\: turnaway-fast)]:COMMAND:"
   ":its place, or its name:"
 )
@@ -110,7 +111,7 @@ _shtab_turnawayctl_resume_defaults_added=0
 
 _shtab_turnawayctl_stats_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  {-s,--socket}"[the daemon\'s control socket (default\: \/var\/run\/COMMAND.ctl, or in \$XDG_RUNTIME_DIR when not root)]:PATH:"
+  {-s,--socket}"[the daemon\'s control socket (default\: where one answers of \$XDG_RUNTIME_DIR, unless root, \/var\/run\/COMMAND.ctl and \/run\/COMMAND\/COMMAND.ctl)]:PATH:"
   "--name[the name that the daemon was started by (default\: turnaway-fast)]:COMMAND:"
   "--json[every counter, as JSON]"
 )
@@ -120,7 +121,7 @@ _shtab_turnawayctl_stats_defaults_added=0
 
 _shtab_turnawayctl_status_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  {-s,--socket}"[the daemon\'s control socket (default\: \/var\/run\/COMMAND.ctl, or in \$XDG_RUNTIME_DIR when not root)]:PATH:"
+  {-s,--socket}"[the daemon\'s control socket (default\: where one answers of \$XDG_RUNTIME_DIR, unless root, \/var\/run\/COMMAND.ctl and \/run\/COMMAND\/COMMAND.ctl)]:PATH:"
   "--name[the name that the daemon was started by (default\: turnaway-fast)]:COMMAND:"
 )
 
@@ -129,7 +130,7 @@ _shtab_turnawayctl_status_defaults_added=0
 
 _shtab_turnawayctl_tail_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  {-s,--socket}"[the daemon\'s control socket (default\: \/var\/run\/COMMAND.ctl, or in \$XDG_RUNTIME_DIR when not root)]:PATH:"
+  {-s,--socket}"[the daemon\'s control socket (default\: where one answers of \$XDG_RUNTIME_DIR, unless root, \/var\/run\/COMMAND.ctl and \/run\/COMMAND\/COMMAND.ctl)]:PATH:"
   "--name[the name that the daemon was started by (default\: turnaway-fast)]:COMMAND:"
   "--source[only from this address or network]:ADDRESS[/BITS]:"
   "--persona[only those told this]:NAME:"
@@ -141,7 +142,7 @@ _shtab_turnawayctl_tail_defaults_added=0
 
 _shtab_turnawayctl_top_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  {-s,--socket}"[the daemon\'s control socket (default\: \/var\/run\/COMMAND.ctl, or in \$XDG_RUNTIME_DIR when not root)]:PATH:"
+  {-s,--socket}"[the daemon\'s control socket (default\: where one answers of \$XDG_RUNTIME_DIR, unless root, \/var\/run\/COMMAND.ctl and \/run\/COMMAND\/COMMAND.ctl)]:PATH:"
   "--name[the name that the daemon was started by (default\: turnaway-fast)]:COMMAND:"
   {-i,--interval}"[default\: 1]:SECONDS:"
   {-n,--count}"[end after N intervals]:N:"

@@ -40,7 +40,7 @@ _shtab_turnawayctl_firewall_commands() {
 
 _shtab_turnawayctl_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  {-s,--socket}"[the daemon\'s control socket (default\: \/var\/run\/COMMAND.ctl, or in \$XDG_RUNTIME_DIR when not root)]:PATH:"
+  {-s,--socket}"[the daemon\'s control socket (default\: where one answers of \$XDG_RUNTIME_DIR, unless root, \/var\/run\/COMMAND.ctl and \/run\/COMMAND\/COMMAND.ctl)]:PATH:"
   "--name[the name that the daemon was started by (default\: turnaway-fast)]:COMMAND:"
   "(- : *)"{-V,--version}"[show program\'s version number and exit]"
 )
@@ -166,9 +166,10 @@ _shtab_turnawayctl_firewall_sysctl_defaults_added=0
 
 _shtab_turnawayctl_loglevel_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  {-s,--socket}"[the daemon\'s control socket (default\: \/var\/run\/COMMAND.ctl, or in \$XDG_RUNTIME_DIR when not root)]:PATH:"
+  {-s,--socket}"[the daemon\'s control socket (default\: where one answers of \$XDG_RUNTIME_DIR, unless root, \/var\/run\/COMMAND.ctl and \/run\/COMMAND\/COMMAND.ctl)]:PATH:"
   "--name[the name that the daemon was started by (default\: turnaway-fast)]:COMMAND:"
-  ":capped\:N, sample\:N, all or none, for all listeners until a reload:"
+  ":capped\:N, sample\:N, all or none, until a reload:"
+  ":for this place or name alone (default\: all listeners without a setting of their own):"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -176,7 +177,7 @@ _shtab_turnawayctl_loglevel_defaults_added=0
 
 _shtab_turnawayctl_pause_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  {-s,--socket}"[the daemon\'s control socket (default\: \/var\/run\/COMMAND.ctl, or in \$XDG_RUNTIME_DIR when not root)]:PATH:"
+  {-s,--socket}"[the daemon\'s control socket (default\: where one answers of \$XDG_RUNTIME_DIR, unless root, \/var\/run\/COMMAND.ctl and \/run\/COMMAND\/COMMAND.ctl)]:PATH:"
   "--name[the name that the daemon was started by (default\: turnaway-fast)]:COMMAND:"
   ":its place, or its name:"
 )
@@ -186,7 +187,7 @@ _shtab_turnawayctl_pause_defaults_added=0
 
 _shtab_turnawayctl_reload_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  {-s,--socket}"[the daemon\'s control socket (default\: \/var\/run\/COMMAND.ctl, or in \$XDG_RUNTIME_DIR when not root)]:PATH:"
+  {-s,--socket}"[the daemon\'s control socket (default\: where one answers of \$XDG_RUNTIME_DIR, unless root, \/var\/run\/COMMAND.ctl and \/run\/COMMAND\/COMMAND.ctl)]:PATH:"
   "--name[the name that the daemon was started by (default\: turnaway-fast)]:COMMAND:"
 )
 
@@ -195,7 +196,7 @@ _shtab_turnawayctl_reload_defaults_added=0
 
 _shtab_turnawayctl_resume_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  {-s,--socket}"[the daemon\'s control socket (default\: \/var\/run\/COMMAND.ctl, or in \$XDG_RUNTIME_DIR when not root)]:PATH:"
+  {-s,--socket}"[the daemon\'s control socket (default\: where one answers of \$XDG_RUNTIME_DIR, unless root, \/var\/run\/COMMAND.ctl and \/run\/COMMAND\/COMMAND.ctl)]:PATH:"
   "--name[the name that the daemon was started by (default\: turnaway-fast)]:COMMAND:"
   ":its place, or its name:"
 )
@@ -205,7 +206,7 @@ _shtab_turnawayctl_resume_defaults_added=0
 
 _shtab_turnawayctl_stats_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  {-s,--socket}"[the daemon\'s control socket (default\: \/var\/run\/COMMAND.ctl, or in \$XDG_RUNTIME_DIR when not root)]:PATH:"
+  {-s,--socket}"[the daemon\'s control socket (default\: where one answers of \$XDG_RUNTIME_DIR, unless root, \/var\/run\/COMMAND.ctl and \/run\/COMMAND\/COMMAND.ctl)]:PATH:"
   "--name[the name that the daemon was started by (default\: turnaway-fast)]:COMMAND:"
   "--json[every counter, as JSON]"
 )
@@ -215,7 +216,7 @@ _shtab_turnawayctl_stats_defaults_added=0
 
 _shtab_turnawayctl_status_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  {-s,--socket}"[the daemon\'s control socket (default\: \/var\/run\/COMMAND.ctl, or in \$XDG_RUNTIME_DIR when not root)]:PATH:"
+  {-s,--socket}"[the daemon\'s control socket (default\: where one answers of \$XDG_RUNTIME_DIR, unless root, \/var\/run\/COMMAND.ctl and \/run\/COMMAND\/COMMAND.ctl)]:PATH:"
   "--name[the name that the daemon was started by (default\: turnaway-fast)]:COMMAND:"
 )
 
@@ -224,7 +225,7 @@ _shtab_turnawayctl_status_defaults_added=0
 
 _shtab_turnawayctl_tail_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  {-s,--socket}"[the daemon\'s control socket (default\: \/var\/run\/COMMAND.ctl, or in \$XDG_RUNTIME_DIR when not root)]:PATH:"
+  {-s,--socket}"[the daemon\'s control socket (default\: where one answers of \$XDG_RUNTIME_DIR, unless root, \/var\/run\/COMMAND.ctl and \/run\/COMMAND\/COMMAND.ctl)]:PATH:"
   "--name[the name that the daemon was started by (default\: turnaway-fast)]:COMMAND:"
   "--source[only from this address or network]:ADDRESS[/BITS]:"
   "--persona[only those told this]:NAME:"
@@ -236,7 +237,7 @@ _shtab_turnawayctl_tail_defaults_added=0
 
 _shtab_turnawayctl_top_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  {-s,--socket}"[the daemon\'s control socket (default\: \/var\/run\/COMMAND.ctl, or in \$XDG_RUNTIME_DIR when not root)]:PATH:"
+  {-s,--socket}"[the daemon\'s control socket (default\: where one answers of \$XDG_RUNTIME_DIR, unless root, \/var\/run\/COMMAND.ctl and \/run\/COMMAND\/COMMAND.ctl)]:PATH:"
   "--name[the name that the daemon was started by (default\: turnaway-fast)]:COMMAND:"
   {-i,--interval}"[default\: 1]:SECONDS:"
   {-n,--count}"[end after N intervals]:N:"

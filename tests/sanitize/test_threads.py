@@ -28,10 +28,15 @@ def test_no_data_race(raced: Path) -> None:
 
 
 def test_a_renderer_that_overtakes_the_loops_is_seen(raced: Path) -> None:
-    """Without a pause nothing says that a slot is not being read any more."""
-    ended = run(raced, "1", "0")
-    assert ended.returncode != 0
-    assert "slot_publish" in ended.stderr
+    """Without a pause nothing says that a slot is not being read any more.
+
+    Whether two threads meet within a second is chance: one of three runs must show it.
+    """
+    for _ in range(3):
+        ended = run(raced, "1", "0")
+        if ended.returncode != 0 and "data race" in ended.stderr:
+            return
+    pytest.fail("ThreadSanitizer saw nothing")
 
 
 def test_no_memory_error(tmp_path: Path) -> None:

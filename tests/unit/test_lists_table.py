@@ -231,6 +231,20 @@ def test_every_octet_counts(block: bytes) -> None:
     assert taken < len(block) // 2
 
 
+def test_what_a_search_relies_on(block: bytes) -> None:
+    """Steps ascend, and nobody is on a list that there is not."""
+    four, six = HEAD, HEAD + (48 + 16) * 4
+    low, numbers = six + 48 * 8, six + (48 + 16) * 16
+    for at in (four + 4, four + 40 * 4, six + 8, six + 40 * 8):  # the second, the last
+        size = 4 if at < six else 8
+        refused(block[:at] + bytes(size) + block[at + size :])
+    # Of equal higher halves the lower ones count: none may come twice.
+    refused(block[: six + 8] + block[six + 16 : six + 24] + block[six + 16 :])
+    assert block[low : low + 41 * 8] == bytes(41 * 8)
+    for at in (numbers, numbers + 40, numbers + 41, numbers + 81):
+        refused(block[:at] + b"\2" + block[at + 1 :])
+
+
 @given(st.binary(max_size=400))
 def test_any_octets_are_refused(octets: bytes) -> None:
     refused(octets)

@@ -25,8 +25,8 @@ from counters cimport (
 from line cimport INET6_ADDRSTRLEN, put, put_address
 from listeners cimport Board, Budget, Detail, Facts, Listening, Worker
 from net cimport (
-    net_add64, net_discard, net_half_close, net_local, net_original, net_send,
-    net_send_held, net_unpack, sockaddr_storage,
+    net_add64, net_discard, net_half_close, net_load32, net_local, net_original,
+    net_send, net_send_held, net_unpack, sockaddr_storage,
 )
 from pool cimport Caller
 from ring cimport (
@@ -182,8 +182,6 @@ cdef inline void where(
     """
     cdef const Facts *facts = listening.facts
     cdef sockaddr_storage asked
-    line.local_port = <uint16_t>facts.port
-    memcpy(line.local, facts.local, 16)
     if facts.asks and net_local(fd, &asked) == 0:
         line.local_port = net_unpack(&asked, line.local)
     memcpy(line.via, line.local, 16)
@@ -225,10 +223,12 @@ cdef inline void record(
     line.outcome = <uint8_t>outcome
     line.words = <uint8_t>words
     line.list = caller.list
+    line.local_port = <uint16_t>listening.facts.port
+    memcpy(line.local, listening.facts.local, 16)
     line.flags = 0
     if wants_detail(worker, listening, moment):
         line.flags = RECORD_DETAILED
-    if line.flags or board.overheard:
+    if line.flags or net_load32(&board.overheard):
         where(line, listening, fd, caller)
     if ring_commit(&worker.ring) and board.bell >= 0:
         write(board.bell, b"\0", 1)

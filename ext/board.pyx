@@ -8,9 +8,10 @@ the memory through `capsule` and never come back here.
 """
 
 from cpython.pycapsule cimport PyCapsule_New
-from libc.stdint cimport int32_t, uint32_t
+from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
+from posix.stdlib cimport posix_memalign
 
 from counters cimport COUNTERS as COUNTER_COUNT
 from counters cimport Counters, Policy, counter_of_errno, policy_of
@@ -18,7 +19,11 @@ from listeners cimport Board as Memory
 from listeners cimport DISPOSAL_BUCKETS, Facts, Listening, Stop, Worker
 from listeners cimport PROXIES as PROXY_COUNT
 from libc.errno cimport errno
-from net cimport net_load32, net_load64, net_no_new_privileges, net_store32
+from lists cimport LISTS_MOST, lists_load
+from net cimport (
+    net_capabilities, net_keep_capabilities, net_limit_capabilities, net_load32, net_load64,
+    net_no_new_privileges, net_store32,
+)
 from pool cimport FIFOS
 from pool cimport QUEUES as QUEUE_COUNT
 from pool cimport Client, pool_init
@@ -29,6 +34,7 @@ from slot cimport WORDS as WORDS_COUNT
 ANSWER_OCTETS = SLOT_OCTETS
 ANSWER_MARKS = SLOT_MARKS
 PROXIES = PROXY_COUNT
+LISTS = LISTS_MOST
 
 # In the order of the enum in counters.pxd; a test holds the two together.
 COUNTERS = (
@@ -68,6 +74,26 @@ def no_new_privileges():
         raise OSError(errno, "no_new_privs")
 
 
+def capabilities():
+    """The permitted capabilities of this thread as bits, capabilities(7); 0 where a
+    system has none."""
+    return net_capabilities()
+
+
+def limit_capabilities(uint64_t kept):
+    """Give up all capabilities but those of the bits `kept`, and have these in
+    effect.  Raises OSError, such as EPERM for one that is not permitted."""
+    if net_limit_capabilities(kept) != 0:
+        raise OSError(errno, "capset")
+
+
+def keep_capabilities(bint keep):
+    """Whether they stay permitted when this thread becomes an ordinary user.
+    Raises OSError."""
+    if net_keep_capabilities(keep) != 0:
+        raise OSError(errno, "keepcaps")
+
+
 def accept_policy(int error):
     """(name of the counter, "next" or "rest") for an errno of accept(2)."""
     counter = counter_of_errno(error)
@@ -82,16 +108,18 @@ cdef class Board:
     1 .. 2**20), `held` how many sockets each worker may hold (0 .. 2**17),
     `share` how many of them for one source (at least 1), `key` 64 random bits,
     `waits` the different time limits in microseconds (1 .. FIFOS of them), which
-    behave() names by index.  Raises ValueError outside these ranges, MemoryError.
+    behave() names by index, `lists` how many lists have answers of their own
+    (0 .. LISTS).  Raises ValueError outside these ranges, MemoryError.
     """
     cdef Memory memory
     cdef Record *records
+    cdef void *block
     cdef readonly object capsule
     cdef int waits
 
     def __cinit__(
         self, int workers, int listeners, int records=16384, int held=2048, int share=64,
-        unsigned long long key=0, waits=(2_000_000,),
+        unsigned long long key=0, waits=(2_000_000,), int lists=0,
     ):
         cdef int32_t which, index
         cdef Worker *worker
@@ -114,13 +142,18 @@ cdef class Board:
             ring *= 2
         while buckets < held:
             buckets *= 2
+        if not 0 <= lists <= LISTS_MOST:
+            raise ValueError(f"lists: expected 0..{LISTS_MOST}, got {lists}")
         self.waits = len(waits)
+        self.memory.groups = lists + 1
         self.memory.workers = workers
         self.memory.listeners = listeners
         self.memory.bell = -1
         self.memory.worker = <Worker *>calloc(workers, sizeof(Worker))
         self.memory.facts = <Facts *>calloc(listeners, sizeof(Facts))
-        self.memory.answers = <Answer *>calloc(listeners * <int>WORDS_COUNT, sizeof(Answer))
+        self.memory.answers = <Answer *>calloc(
+            <size_t>listeners * (lists + 1) * <int>WORDS_COUNT, sizeof(Answer)
+        )
         self.memory.counters = <Counters *>calloc(workers * listeners, sizeof(Counters))
         self.memory.listenings = <Listening *>calloc(workers * listeners, sizeof(Listening))
         self.memory.places = <Client *>calloc(workers * held + 1, sizeof(Client))
@@ -152,7 +185,9 @@ cdef class Board:
                 listening.fd = -1
                 listening.index = index
                 listening.facts = &self.memory.facts[index]
-                listening.answers = &self.memory.answers[index * <int>WORDS_COUNT]
+                listening.answers = &self.memory.answers[
+                    index * self.memory.groups * <int>WORDS_COUNT
+                ]
                 listening.counters = &self.memory.counters[which * listeners + index]
         self.capsule = PyCapsule_New(&self.memory, b"turnaway.board", NULL)
 
@@ -163,6 +198,7 @@ cdef class Board:
         free(self.memory.counters)
         free(self.memory.listenings)
         free(self.memory.places)
+        free(self.block)
         free(self.memory.buckets)
         free(self.records)
 
@@ -248,8 +284,40 @@ cdef class Board:
         """The non-blocking descriptor a loop writes to when its ring is half full."""
         self.memory.bell = fd
 
-    def publish(self, int listener, str words, bytes octets, int head=0):
-        """Make `octets` what a listener says for `words` (one of WORDS) from now on.
+    def consult(self, bytes block, allow):
+        """Look every client up in the lists of `block` (see lists/table.py); once, before
+        the loops start.  `allow`: for each list, whether its clients get no answer.
+
+        Raises ValueError for what is no such block, or not of this many lists.
+        """
+        cdef int index
+        if len(allow) != self.memory.groups - 1:
+            raise ValueError(f"lists: expected {self.memory.groups - 1}, got {len(allow)}")
+        if self.block != NULL or posix_memalign(&self.block, 64, max(64, len(block))) != 0:
+            self.block = NULL
+            raise MemoryError()
+        memcpy(self.block, <const char *>block, len(block))
+        if not lists_load(&self.memory.lists, <const unsigned char *>self.block, len(block)):
+            raise ValueError("lists: expected the block of a table")
+        if self.memory.lists.lists > <uint32_t>len(allow):
+            self.memory.lists.lists = 0
+            raise ValueError(f"lists: expected a block of at most {len(allow)}")
+        for index in range(len(allow)):
+            self.memory.allow[index + 1] = bool(allow[index])
+
+    def listed(self):
+        """[connections from each list], over all workers."""
+        cdef int32_t which
+        cdef int index
+        counts = [0] * (self.memory.groups - 1)
+        for which in range(self.memory.workers):
+            for index in range(self.memory.groups - 1):
+                counts[index] += net_load64(&self.memory.worker[which].listed[index + 1])
+        return counts
+
+    def publish(self, int listener, str words, bytes octets, int head=0, int group=0):
+        """Make `octets` what a listener says for `words` (one of WORDS) from now on, to
+        the clients of list number `group`, counted from 1, or of none.
 
         `head` is the length of an HTTP answer without its body; in the banner a NUL
         is a place for the client's address, ANSWER_MARKS at the most.  Raises
@@ -257,8 +325,12 @@ cdef class Board:
         """
         cdef int which = WORDS.index(words)
         self.check_listener(listener)
+        if not 0 <= group < self.memory.groups:
+            raise IndexError(f"list {group} of {self.memory.groups - 1}")
         if not 0 <= head <= len(octets) or not slot_publish(
-            &self.memory.answers[listener * <int>WORDS_COUNT + which],
+            &self.memory.answers[
+                (listener * self.memory.groups + group) * <int>WORDS_COUNT + which
+            ],
             <const char *>octets, len(octets), head, which == 0,
         ):
             raise ValueError(
@@ -278,6 +350,11 @@ cdef class Board:
         facts.detail_number = number
         facts.detail = DETAILS.index(mode)
         facts.own_detail = own
+
+    def logs_connections(self, int listener):
+        """(mode, number, own) as log_connections() set them last."""
+        cdef Facts *facts = &self.memory.facts[self.check_listener(listener)]
+        return DETAILS[facts.detail], facts.detail_number, bool(facts.own_detail)
 
     def pause(self, int listener, bint paused):
         """Take no connections on a listener, or take them again; the kernel keeps
@@ -330,10 +407,10 @@ cdef class Board:
                 STATES[net_load32(&self.memory.worker[which].state)],
                 self.memory.worker[which].error,
                 net_load64(&self.memory.worker[which].turns),
-                self.memory.worker[which].resting,
-                self.memory.worker[which].pool.used,
-                bool(self.memory.worker[which].pool.stress),
-                self.memory.worker[which].pool.stresses,
+                net_load32(&self.memory.worker[which].resting),
+                net_load32(&self.memory.worker[which].pool.used),
+                bool(net_load32(&self.memory.worker[which].pool.stress)),
+                net_load64(&self.memory.worker[which].pool.stresses),
                 bool(self.memory.worker[which].own_table),
             ))
         return states
@@ -342,10 +419,12 @@ cdef class Board:
         """The counters of one listener in one worker, in the order of COUNTERS."""
         cdef int index
         cdef Listening *listening = &self.worker_at(worker).listening[self.check_listener(listener)]
-        return tuple([
-            net_load64(&listening.counters.count[index])
-            for index in range(<int>COUNTER_COUNT)
-        ])
+        counts = [0] * <int>COUNTER_COUNT
+        # Last to first: a connection is counted before what becomes of it, so
+        # that no look sees more answers than connections.
+        for index in range(<int>COUNTER_COUNT - 1, -1, -1):
+            counts[index] = net_load64(&listening.counters.count[index])
+        return tuple(counts)
 
     def dropped(self):
         """Records dropped because a ring was full, over all workers."""

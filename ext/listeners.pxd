@@ -10,7 +10,8 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from counters cimport (
     ERR_EINTR, RESTS, Counter, Counters, Policy, counter_of_errno, policy_of,
 )
-from net cimport net_add64
+from lists cimport LISTS_MOST, Lists
+from net cimport net_add64, net_store32
 from pool cimport QUEUES, Caller, Client, Pool
 from ring cimport Ring
 from slot cimport Answer
@@ -106,7 +107,7 @@ cdef struct Listening:
     bint untracked      # the kernel follows no connections: nothing was redirected
     Budget budget
     const Facts *facts
-    const Answer *answers   # [lists + 1][WORDS]; the first for who is on no list
+    const Answer *answers   # [groups][WORDS]; the first for who is on no list
     Counters *counters
 
 cdef struct Batch:
@@ -130,6 +131,7 @@ cdef struct Worker:
     Budget budget
     uint64_t disposal[DISPOSAL_BUCKETS]     # connections by time, see below
     uint64_t disposal_micros                # their sum
+    uint64_t listed[LISTS_MOST + 1]         # connections by list, from 1
     Listening *listening
     Ring ring
     Pool pool
@@ -140,12 +142,15 @@ cdef struct Worker:
 cdef struct Board:
     int32_t workers
     int32_t listeners
+    int32_t groups          # of answers: one for each list, and one for who is on none
+    Lists lists             # who is on which
+    uint8_t allow[LISTS_MOST + 1]   # by list, from 1: its clients are wanted elsewhere
     bint recording      # records are wanted at all
     uint32_t overheard  # [shell] somebody reads the records as they come
     int bell            # written to when a ring is half full; -1 for nobody
     Worker *worker
     Facts *facts
-    Answer *answers         # [listeners * WORDS]
+    Answer *answers         # [listeners * groups * WORDS]
     Counters *counters
     Listening *listenings
     Client *places
@@ -157,7 +162,7 @@ cdef inline void listener_rest(Worker *worker, Listening *listening, int64_t now
     net_add64(&listening.counters.count[<int>Counter.RESTS], 1)
     listening.resting = True
     listening.retry = now + REST_MICROS
-    worker.resting += 1
+    net_store32(&worker.resting, worker.resting + 1)
 
 
 cdef inline Policy listener_stumble(
@@ -179,7 +184,7 @@ cdef inline Policy listener_stumble(
 cdef inline void listener_rise(Worker *worker, Listening *listening) noexcept nogil:
     """The rest is over; the caller puts the listener back into its poller."""
     listening.resting = False
-    worker.resting -= 1
+    net_store32(&worker.resting, worker.resting - 1)
 
 
 cdef inline void disposal_add(Worker *worker, int64_t micros, uint64_t connections) noexcept nogil:

@@ -24,6 +24,7 @@ from listeners cimport (
     MANNER_RESET, Batch, Board, Facts, Listening, Network, Worker, disposal_add,
     listener_rest, listener_stumble,
 )
+from lists cimport lists_find
 from net cimport (
     net_accept, net_add64, net_calendar, net_close_range, net_half_close,
     net_steady, net_unpack, sockaddr_storage,
@@ -64,11 +65,19 @@ cdef inline bint trusted(const Facts *facts, const unsigned char *peer) noexcept
     return False
 
 
-cdef inline Outcome greet(const Board *board, const Listening *listening, int fd, Caller *caller) noexcept nogil:
+cdef inline Outcome greet(
+    const Board *board, Worker *worker, const Listening *listening, int fd, Caller *caller
+) noexcept nogil:
     """What is said to a connection the moment it is accepted, or its caller known."""
     cdef const Facts *facts = listening.facts
     if not caller.proxied:
         return OUTCOME_WAITS if trusted(facts, caller.peer) else OUTCOME_STRANGER
+    if board.lists.lists > 0:
+        caller.list = <uint8_t>(lists_find(&board.lists, caller.peer) + 1)
+        if caller.list > 0:
+            net_add64(&worker.listed[caller.list], 1)
+            if board.allow[caller.list]:
+                return OUTCOME_MISDIVERTED
     if facts.manner == MANNER_NOW or facts.manner == MANNER_DRAIN:
         return say(listening, WORDS_BANNER, False, True, fd, caller)
     if facts.manner == MANNER_ASK:
@@ -100,7 +109,7 @@ cdef inline bint take(
             caller.list = 0
             caller.proxied = listening.facts.proxies == 0
             batch.fd[taken[0]] = fd
-            batch.outcome[taken[0]] = <uint8_t>greet(board, listening, fd, caller)
+            batch.outcome[taken[0]] = <uint8_t>greet(board, worker, listening, fd, caller)
             taken[0] += 1
         elif errno == EAGAIN:
             return True
@@ -279,7 +288,7 @@ cdef inline void hear(Board *board, Worker *worker, int32_t place, int64_t now) 
     caller = worker.pool.places[place].caller
     fd = pool_leave(&worker.pool, place)
     net_add64(&listening.counters.count[<int>PROXIED], 1)
-    outcome = greet(board, listening, fd, &caller)
+    outcome = greet(board, worker, listening, fd, &caller)
     outcome = settle(worker, listening, fd, &caller, outcome, &place, now)
     if outcome != OUTCOME_WAITS:
         count(listening.counters, outcome, <Words>listening.facts.blind)

@@ -82,7 +82,10 @@ class Engine:
             -(-limits.share // workers),
             int.from_bytes(os.urandom(8)),
             waits,
+            len(settings.lists),
         )
+        if settings.lookup is not None:
+            self.board.consult(settings.lookup.block(), [one.allow for one in settings.lists])
         self.sockets = sockets
         self._wakes: list[tuple[int, int]] = []
         self._threads: list[threading.Thread] = []

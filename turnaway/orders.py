@@ -1,5 +1,5 @@
 """What the requests at the control socket do: `status`, `stats`, `top`, `tail`,
-`reload`, `pause`, `resume`, `loglevel`.
+`lookup`, `reload`, `pause`, `resume`, `loglevel`.
 
 Owns: the form of every reply's contents.  Each order is a function of the daemon
 and the request; one that cannot be met raises Failure, and has then done nothing.
@@ -9,17 +9,19 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
-from turnaway import __version__, stats, values
+from turnaway import __version__, answers, banner, stats, values
 from turnaway._board import Board
 from turnaway.control import Choice, packed
 from turnaway.exits import CONFIGURATION, UNAVAILABLE, USAGE, Failure
 from turnaway.journal import Journal
 from turnaway.outlet import NOTICE
+from turnaway.privileged import named_capabilities
 from turnaway.settings import Detail, Listener, Settings
 
+MAPPED = bytes(10) + b"\xff\xff"  # before an IPv4 address, RFC 4291 2.5.5.2
 MOST = 20  # sources, and networks, in a reply to `top`
 
 Reply = dict[str, Any]
@@ -30,8 +32,10 @@ class Subject(Protocol):
 
     settings: Settings
     journal: Journal
+    ledger: stats.Ledger
     user: str
     began: float  # steady clock
+    handed_in: dict[str, str]  # place -> name of the socket that a supervisor handed in
     reloaded: Reply | None  # the last reload: when, whether, and what was told
 
     @property
@@ -42,7 +46,9 @@ class Subject(Protocol):
 
     def pause(self, listener: int, paused: bool) -> None: ...
 
-    def log_connections(self, detail: Detail, number: int) -> None: ...
+    def log_connections(
+        self, detail: Detail, number: int, places: Collection[str] = ()
+    ) -> None: ...
 
 
 def status(daemon: Subject, request: Reply) -> Reply:
@@ -53,6 +59,7 @@ def status(daemon: Subject, request: Reply) -> Reply:
         "pid": os.getpid(),
         "version": __version__,
         "user": daemon.user,
+        "capabilities": named_capabilities(),
         "uptime": round(time.monotonic() - daemon.began, 1),
         "workers": [
             {"state": state[0], "resting": state[3], "held": state[4], "stress": state[5]}
@@ -61,33 +68,37 @@ def status(daemon: Subject, request: Reply) -> Reply:
         "retiring": len(daemon.boards) - 1,
         "listeners": [
             {**_named(one), "code": one.code, "close": one.close, "protocol": one.protocol}
-            | {"paused": board.paused(index)}
+            | {"paused": board.paused(index), "socket": daemon.handed_in.get(one.place)}
+            | {"log_connections": _own_detail(board, index)}
             for index, one in enumerate(settings.listeners)
         ],
         **_held(daemon),
         "log": settings.log,
         "log_connections": _detail(daemon),
         "lines_lost": daemon.journal.lost(),
-        "records_dropped": daemon.journal.dropped(),
+        "records_dropped": daemon.ledger.sums().dropped,
         "reload": daemon.reloaded,
     }
 
 
 def counters(daemon: Subject, request: Reply) -> Reply:
+    sums = daemon.ledger.sums()
     return {
         "uptime": round(time.monotonic() - daemon.began, 1),
         "listeners": [
-            {**_named(one), "counters": totals.plus(stats.Totals())}
-            for one, totals in daemon.journal.of_listeners()
+            {**_named(one), "counters": sums.of(one).plus(stats.Totals())}
+            for one in daemon.settings.listeners
         ],
-        "total": daemon.journal.totals().plus(stats.Totals()),
+        "lists": sums.listed,
+        "total": sums.total().plus(stats.Totals()),
         "lines_lost": daemon.journal.lost(),
-        "records_dropped": daemon.journal.dropped(),
+        "records_dropped": sums.dropped,
     }
 
 
 def top(daemon: Subject, request: Reply) -> Reply:
     board = daemon.boards[-1]
+    sums = daemon.ledger.sums()
     sources, seconds = daemon.journal.sources()
     networks: Counter[str] = Counter()
     for source, count in sources.items():
@@ -95,10 +106,10 @@ def top(daemon: Subject, request: Reply) -> Reply:
     return {
         "clock": time.monotonic(),
         "listeners": [
-            {**_named(one), **_brief(totals), "paused": board.paused(index)}
-            for index, (one, totals) in enumerate(daemon.journal.of_listeners())
+            {**_named(one), **_brief(sums.of(one)), "paused": board.paused(index)}
+            for index, one in enumerate(daemon.settings.listeners)
         ],
-        "total": _brief(daemon.journal.totals()),
+        "total": _brief(sums.total()),
         **_held(daemon),
         "seconds": round(seconds, 1),
         "sources": sources.most_common(MOST),
@@ -136,6 +147,42 @@ def _voice(listener: Listener) -> tuple[str, str, bool]:
     return listener.name, listener.persona.name, listener.ipv6
 
 
+def lookup(daemon: Subject, request: Reply) -> Reply:
+    """Which list an address is on, and what each listener would tell it."""
+    text = _text(request, "address")
+    try:
+        octets = packed(text or "")
+    except (OSError, ValueError):
+        raise Failure(USAGE, "address: expected an IPv4 or IPv6 address") from None
+    if octets.startswith(MAPPED):
+        octets = octets[len(MAPPED) :]
+    six = len(octets) == 16
+    address = socket.inet_ntop(socket.AF_INET6 if six else socket.AF_INET, octets)
+    settings = daemon.settings
+    found = settings.lookup.find(octets if six else MAPPED + octets) if settings.lookup else None
+    reply: Reply = {"address": address, "list": None, "where": None, "allow": False, "told": []}
+    listed = None
+    if found is not None:
+        listed = settings.lists[found[0]]
+        reply |= {"list": listed.name, "where": found[1], "allow": listed.allow}
+        if listed.allow:
+            return reply
+    moment = time.time()
+    for one in settings.listeners:
+        if one.ipv6 == six:  # a listener of IPv6 takes no IPv4
+            speaker = answers.told(one, listed) if listed else one
+            words = answers.behaviour(one).blind
+            protocol, code = answers.codes(speaker)[words]
+            said, head = answers.render(speaker, moment)[words]
+            spoken = protocol not in ("tls", "socks5")
+            letters = said[head:].decode("ascii") if spoken else ""
+            reply["told"].append(
+                {**_named(speaker), "protocol": protocol, "code": code}
+                | {"text": letters.replace(banner.CLIENT, address)}
+            )
+    return reply
+
+
 def reload(daemon: Subject, request: Reply) -> Reply:
     done, told = daemon.reload()
     if not done:
@@ -163,7 +210,8 @@ def _pause(daemon: Subject, request: Reply, paused: bool) -> Reply:
 
 
 def loglevel(daemon: Subject, request: Reply) -> Reply:
-    how = _text(request, "how")
+    how, wanted = _text(request, "how"), _text(request, "listener")
+    indices = [] if wanted is None else _listeners(daemon, wanted)
     if how is not None:
         try:
             detail, number = values.detail(how)
@@ -171,8 +219,17 @@ def loglevel(daemon: Subject, request: Reply) -> Reply:
             raise Failure(USAGE, "how: expected capped:N, sample:N, all or none") from None
         if daemon.settings.log == "none":
             raise Failure(UNAVAILABLE, "there is no log: it was started with --log none")
-        daemon.log_connections(detail, number)
-    return {"log_connections": _detail(daemon)}
+        places = [daemon.settings.listeners[index].place for index in indices]
+        daemon.log_connections(detail, number, places)
+    own = {
+        one.place: _own_detail(daemon.boards[-1], index)
+        for index, one in enumerate(daemon.settings.listeners)
+        if wanted is None or index in indices
+    }
+    return {
+        "log_connections": _detail(daemon),
+        "own": {place: detail for place, detail in own.items() if detail is not None},
+    }
 
 
 # By name: the keys of the request, whether the log should tell of it, the function.
@@ -181,10 +238,11 @@ ORDERS: dict[str, tuple[tuple[str, ...], bool, Callable[[Subject, Reply], Reply 
     "stats": ((), False, counters),
     "top": ((), False, top),
     "tail": (("source", "persona", "listener"), False, tail),
+    "lookup": (("address",), False, lookup),
     "reload": ((), True, reload),
     "pause": (("listener",), True, pause),
     "resume": (("listener",), True, resume),
-    "loglevel": (("how",), True, loglevel),
+    "loglevel": (("how", "listener"), True, loglevel),
 }
 
 
@@ -201,7 +259,9 @@ def obey(daemon: Subject, request: Reply, who: str) -> tuple[Reply, Choice | Non
     if isinstance(reply, Choice):
         return {}, reply
     if told and (name != "loglevel" or "how" in request):
-        what = reply.get("log_connections") or " ".join(reply.get("listeners", ()))
+        what = " ".join(reply.get("listeners", ()))
+        if name == "loglevel":
+            what = " ".join([str(request["how"]), *(reply["own"] if "listener" in request else ())])
         daemon.journal.say(NOTICE, f"control: {f'{name} {what}'.strip()} ({who})")
     return reply, None
 
@@ -230,7 +290,16 @@ def _brief(totals: stats.Totals) -> Reply:
 
 
 def _detail(daemon: Subject) -> str:
-    detail, number = daemon.settings.detail, daemon.settings.detail_number
+    return _spelt(daemon.settings.detail, daemon.settings.detail_number)
+
+
+def _own_detail(board: Board, index: int) -> str | None:
+    """A listener's own --log-connections; None where it goes with the others."""
+    detail, number, own = board.logs_connections(index)
+    return _spelt(detail, number) if own else None
+
+
+def _spelt(detail: Detail, number: int) -> str:
     return f"{detail}:{number}" if detail in ("capped", "sample") else detail
 
 

@@ -248,6 +248,99 @@ static inline void net_name_thread(const char *name)
 #endif
 }
 
+#if defined(TURNAWAY_KQUEUE) /* setup.py sets it for ext/kqueue.pyx alone */
+#include <sys/event.h>
+
+/*
+ * Whether nanosleep(2) can end within a millisecond.  OpenBSD and NetBSD wait
+ * for ticks of their clock, 10 ms each (hz(9)): a pause meant for a
+ * millisecond would let 20 ms of connections overflow a short queue.
+ */
+#if defined(__OpenBSD__) || defined(__NetBSD__)
+#define NET_SHORT_SLEEPS 0
+#else
+#define NET_SHORT_SLEEPS 1
+#endif
+
+/* The most descriptors of one net_queue_open(). */
+#define NET_QUEUE_FDS 3
+
+/* A change to the queue.  The mark comes back with the event; `udata` is a
+ * pointer on most systems, an integer on NetBSD before 10. */
+static inline void net_change(struct kevent *change, int fd, int filter,
+                              int flags, uint32_t mark)
+{
+    memset(change, 0, sizeof *change);
+    change->ident = (uintptr_t)fd;
+    change->filter = (__typeof__(change->filter))filter;
+    change->flags = (__typeof__(change->flags))flags;
+    change->udata = (__typeof__(change->udata))(uintptr_t)mark;
+}
+
+static inline uint32_t net_mark(const struct kevent *event)
+{
+    return (uint32_t)(uintptr_t)event->udata;
+}
+
+/*
+ * A kqueue, closed on exec, that can be woken; how many descriptors it took, or
+ * -1.  The first is the queue, the last what net_queue_wake() takes; a wakeup
+ * arrives as an event with `mark`.  One descriptor with EVFILT_USER (FreeBSD,
+ * macOS, NetBSD 10, OpenBSD 7.8); without it, a pipe and the queue.
+ */
+static inline int net_queue_open(int *fds, uint32_t mark)
+{
+    struct kevent change;
+    int made = 1;
+    fds[0] = kqueue();
+    if (fds[0] < 0)
+        return -1;
+#if defined(EVFILT_USER)
+    net_change(&change, 0, EVFILT_USER, EV_ADD | EV_CLEAR, mark);
+#else
+    if (pipe(&fds[1]) != 0) {
+        close(fds[0]);
+        return -1;
+    }
+    made = 3;
+    net_change(&change, fds[1], EVFILT_READ, EV_ADD, mark);
+#endif
+    for (int i = 0; i < made; i++) {
+        (void)fcntl(fds[i], F_SETFD, FD_CLOEXEC);
+        if (i > 0)
+            (void)fcntl(fds[i], F_SETFL, O_NONBLOCK);
+    }
+    if (kevent(fds[0], &change, 1, NULL, 0, NULL) != 0) {
+        for (int i = 0; i < made; i++)
+            close(fds[i]);
+        return -1;
+    }
+    return made;
+}
+
+/* Wake the loop: 0 or -1.  A full pipe will wake it as well. */
+static inline int net_queue_wake(int fd)
+{
+#if defined(EVFILT_USER)
+    struct kevent change;
+    net_change(&change, 0, EVFILT_USER, 0, 0);
+    change.fflags = NOTE_TRIGGER;
+    return kevent(fd, &change, 1, NULL, 0, NULL);
+#else
+    return write(fd, "", 1) == 1 || errno == EAGAIN ? 0 : -1;
+#endif
+}
+
+/* After a wakeup, given its event: EVFILT_USER rearms itself, a pipe is read. */
+static inline void net_queue_woken(const struct kevent *event)
+{
+    char notes[64];
+    if (event->filter == EVFILT_READ)
+        while (read((int)event->ident, notes, sizeof notes) == sizeof notes)
+            ;
+}
+#endif
+
 /* One writer, any readers: what was written before a release is seen by who
  * acquires it. */
 static inline uint32_t net_load32(const uint32_t *from)

@@ -23,6 +23,7 @@ The order of a turn is that of the loop for Linux.  What is different:
   for no event returns at once (FreeBSD), and for a readable listener too.
 """
 
+from cpython.exc cimport PyErr_SetFromErrno
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.errno cimport EINTR, errno
 from libc.stdint cimport int32_t, int64_t, intptr_t, uint32_t, uintptr_t
@@ -274,14 +275,14 @@ def open_wake():
     cdef int made = net_queue_open(fds, <uint32_t>Kind.KIND_WAKE)
     cdef int index
     if made < 0:
-        raise OSError(errno, "kqueue")
+        PyErr_SetFromErrno(OSError)
     return tuple([fds[index] for index in range(made)])
 
 
 def wake(int fd):
     """Make the loop turn once whose `open_wake` ended with `fd`.  Raises OSError."""
     if net_queue_wake(fd) != 0:
-        raise OSError(errno, "kevent")
+        PyErr_SetFromErrno(OSError)
 
 
 def run(board, int worker):

@@ -226,6 +226,94 @@ static inline int net_writable(int fd, int millis)
     return poll(&one, 1, millis) == 1 && (one.revents & POLLOUT) != 0;
 }
 
+/*
+ * Options of a listening socket that accepted ones inherit.  Each returns 1 when
+ * it is set, 0 where the system has no such option, or -1.
+ */
+static inline int net_option(int fd, int level, int option, int value)
+{
+    return setsockopt(fd, level, option, &value, sizeof value) == 0 ? 1 : -1;
+}
+
+/* Hold back what is sent until the FIN goes with it: tcp(7), tcp(4). */
+static inline int net_cork(int fd, int on)
+{
+#if defined(TCP_CORK)
+    return net_option(fd, IPPROTO_TCP, TCP_CORK, on);
+#elif defined(TCP_NOPUSH) /* FreeBSD, OpenBSD, macOS */
+    return net_option(fd, IPPROTO_TCP, TCP_NOPUSH, on);
+#else
+    (void)fd, (void)on;
+    return 0;
+#endif
+}
+
+/* Give a client up that has acknowledged nothing for so long. */
+static inline int net_give_up(int fd, int millis)
+{
+#if defined(TCP_USER_TIMEOUT)
+    return net_option(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, millis);
+#elif defined(TCP_MAXUNACKTIME) /* FreeBSD: seconds */
+    return net_option(fd, IPPROTO_TCP, TCP_MAXUNACKTIME, (millis + 999) / 1000);
+#elif defined(TCP_RXT_CONNDROPTIME) /* macOS: seconds of retransmission */
+    return net_option(fd, IPPROTO_TCP, TCP_RXT_CONNDROPTIME, (millis + 999) / 1000);
+#else
+    (void)fd, (void)millis;
+    return 0;
+#endif
+}
+
+/* How long FIN-WAIT-2 lasts; -1: neither that nor TIME-WAIT. */
+static inline int net_finwait(int fd, int seconds)
+{
+#if defined(TCP_LINGER2)
+    return net_option(fd, IPPROTO_TCP, TCP_LINGER2, seconds);
+#else
+    (void)fd, (void)seconds;
+    return 0;
+#endif
+}
+
+/*
+ * Sockets of one address that share its connections evenly: not at all, by an
+ * option set before bind, or by one that may be set later.  Where it is not at
+ * all, SO_REUSEPORT means something else: one of them gets every connection.
+ */
+enum { NET_SHARE_NONE, NET_SHARE_BEFORE_BIND, NET_SHARE_ANY_TIME };
+#if defined(__linux__)
+enum { NET_SHARE = NET_SHARE_ANY_TIME };
+#elif defined(SO_REUSEPORT_LB)
+enum { NET_SHARE = NET_SHARE_BEFORE_BIND };
+#else
+enum { NET_SHARE = NET_SHARE_NONE };
+#endif
+
+static inline int net_share(int fd)
+{
+#if defined(__linux__)
+    return net_option(fd, SOL_SOCKET, SO_REUSEPORT, 1);
+#elif defined(SO_REUSEPORT_LB)
+    return net_option(fd, SOL_SOCKET, SO_REUSEPORT_LB, 1);
+#else
+    (void)fd;
+    return 0;
+#endif
+}
+
+/* The user at the other end of a local socket, or -1. */
+static inline int64_t net_peer_user(int fd)
+{
+#if defined(SO_PEERCRED) && defined(__linux__)
+    struct ucred peer;
+    socklen_t size = sizeof peer;
+    return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0 ? (int64_t)peer.uid : -1;
+#else
+    uid_t user;
+    gid_t group;
+    return getpeereid(fd, &user, &group) == 0 ? (int64_t)user : -1;
+#endif
+}
+
 /* Nothing this process executes may gain privileges: prctl(2). */
 static inline int net_no_new_privileges(void)
 {

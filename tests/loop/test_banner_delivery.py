@@ -21,6 +21,10 @@ WHOLE = re.compile(
 )
 
 
+def test_the_loop_is_the_one_asked_for(syslog: Syslog, daemon: Daemon, loop: str) -> None:
+    assert f" ({loop}), user " in syslog.wait_for("started:")
+
+
 def test_silent_reader(daemon: Daemon) -> None:
     assert WHOLE.fullmatch(daemon.banner())
     until(lambda: daemon.counters().get("sent") == 1)

@@ -19,13 +19,9 @@ from listeners cimport Board as Memory
 from listeners cimport DISPOSAL_BUCKETS, Facts, Listening, Stop, Worker
 from libc.errno cimport errno
 from net cimport (
-<<<<<<< HEAD
-    NET_SHARE, net_cork, net_finwait, net_give_up, net_load32, net_load64,
+    NET_SHARE, net_capabilities, net_cork, net_finwait, net_give_up,
+    net_keep_capabilities, net_limit_capabilities, net_load32, net_load64,
     net_no_new_privileges, net_peer_user, net_share, net_store32,
-=======
-    net_capabilities, net_keep_capabilities, net_limit_capabilities, net_load32, net_load64,
-    net_no_new_privileges, net_store32,
->>>>>>> main
 )
 from pool cimport FIFOS
 from pool cimport QUEUES as QUEUE_COUNT

@@ -49,7 +49,9 @@ int getpeereid(int fd, uid_t *user, gid_t *group);
 #undef SOCK_NONBLOCK
 #undef SOCK_CLOEXEC
 #undef MSG_NOSIGNAL
+#ifndef NO_EVFILT_USER
 #define NO_EVFILT_USER
+#endif
 #else
 #error "as what?"
 #endif

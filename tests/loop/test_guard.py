@@ -35,7 +35,7 @@ def _server(address: str, port: int, pid: int) -> Server:
     return Server(address, port, pid, Expect.learn(address, port, code=421, name=NAME))
 
 
-@pytest.mark.both_loops
+@pytest.mark.loops("kqueue")
 def test_system_calls_per_connection(syslog: Syslog, loop: str) -> None:
     """accept4, send, shutdown, recv, and a part of a close_range."""
     need("strace")
@@ -60,6 +60,7 @@ def test_system_calls_per_connection(syslog: Syslog, loop: str) -> None:
         assert counted.per_connection < 4.3, counted.kinds
 
 
+@pytest.mark.loops("kqueue")
 def test_packets_per_connection(syslog: Syslog) -> None:
     """SYN, SYN-ACK, ACK; banner and FIN in one; FIN, ACK of the client: six."""
     need_root()
@@ -72,6 +73,7 @@ def test_packets_per_connection(syslog: Syslog) -> None:
     assert 6 <= counted.per_connection < 6.1, counted.kinds
 
 
+@pytest.mark.loops("kqueue")
 def test_nothing_is_allocated_after_the_start(syslog: Syslog, tmp_path: Path) -> None:
     """Silent, talking and quitting clients: the loop never calls malloc."""
     need("gcc")

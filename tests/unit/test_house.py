@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from running import need_module
 
 import turnaway
 from turnaway import cli, exits
@@ -59,13 +60,6 @@ EXT_ROWS: tuple[set[str], ...] = (
     {"turn"},
     {"epoll", "kqueue", "board", "journal", "readers"},  # each an extension; none cimports another
 )
-
-
-def need_module(name: str) -> None:
-    """Skip where a development tool is not installed; in CI that is a failure."""
-    if importlib.util.find_spec(name) is None:
-        reason = f"needs {name}"
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
 
 
 def row(name: str, rows: tuple[set[str], ...]) -> int:

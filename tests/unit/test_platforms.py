@@ -20,7 +20,7 @@ import loops
 import pytest
 from running import free_port, need, need_module, need_root
 
-from turnaway import _board, cli, outlet, privileged, values
+from turnaway import _board, cli, lint, outlet, privileged, values
 from turnaway.exits import UNAVAILABLE, Failure
 from turnaway.settings import Listener
 
@@ -247,6 +247,15 @@ def test_a_file_nowhere_without_memfd_create(monkeypatch: pytest.MonkeyPatch) ->
         assert not os.get_inheritable(fd)
     finally:
         os.close(fd)
+
+
+def test_timewait_no_where_no_option_does_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["turnaway-fast", "--timewait", "no", "Earth", "127.0.0.1:2525 mx.example.com"]
+    settings = cli.parse(words).settings
+    assert lint.warnings(settings) == []
+    monkeypatch.delattr(socket, "TCP_LINGER2")
+    (said,) = lint.warnings(settings)
+    assert said.endswith("timewait no has no effect on this system")
 
 
 def test_as_many_workers_as_processors_without_affinity(monkeypatch: pytest.MonkeyPatch) -> None:

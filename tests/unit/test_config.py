@@ -727,10 +727,9 @@ def test_check_warns_of_a_file_that_a_reload_could_not_read(file: Path, list_fil
         [COMMAND, "-c", file, "-u", "nobody", "--check"], capture_output=True, text=True
     )
     assert ended.returncode == 0
-    assert ended.stderr == (
-        f"turnaway-fast: warning: {list_files}/drop.txt: nobody may not read it, which a reload"
-        " does\n"
-    )
+    assert [line for line in ended.stderr.splitlines() if "reload" in line] == [
+        f"turnaway-fast: warning: {list_files}/drop.txt: nobody may not read it, which a reload does"
+    ]
 
 
 # --- printed, and read back -----------------------------------------------------------------

@@ -24,7 +24,7 @@ from street import CTL, FAMILIES, FOUR, SIX, Recipe, begun, real, street, told_b
 OTHER_NAT = """
 table ip other {
 	chain first {
-		type nat hook prerouting priority -200; policy accept;
+		type nat hook prerouting priority -150; policy accept;
 	}
 	chain strict {
 		type filter hook input priority 0; policy drop;
@@ -315,7 +315,7 @@ def test_check_finds_what_is_in_the_way_on_the_mx(host: Recipe) -> None:
     for said in (
         r"nobody listens on port 2525 for 198\.51\.100\.25: .* expected the daemon on 0\.0\.0\.0:2525",
         r"nobody listens on port 2526 for 2001:db8:25::25: .* expected the daemon on \[::\]:2526",
-        r"chain first of table ip other translates before us \(priority -200\)",
+        r"chain first of table ip other translates before us \(priority -150\)",
         r"chain strict of table ip other drops what it does not know.*ct status dnat accept",
         r"100000 refused connections a second make .* nf_conntrack_max = ",
     ):

@@ -19,6 +19,8 @@ import pytest
 from running import Daemon, Syslog, need, running, until
 from street import FAMILIES, PORTS, Street, real, street, told_by
 
+pytestmark = pytest.mark.failover
+
 CONTRIB = Path(__file__).parents[2] / "contrib/firewall"
 SLOTS = "198.51.100.41,198.51.100.42,2001:db8:25::41,2001:db8:25::42"
 

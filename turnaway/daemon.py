@@ -406,6 +406,10 @@ class _Daemon:
         places = {one.place: index for index, one in enumerate(self.settings.listeners)}
         for listener in settings.listeners:
             if listener.place in places:
+                now = self.settings.listeners[places[listener.place]].bind
+                if listener.bind != now:
+                    self._tell(WARNING, f"{listener.place}: bind needs a restart, it stays {now}")
+                    listener = dataclasses.replace(listener, bind=now)
                 column = [row[places[listener.place]] for row in self.engine.sockets]
                 for one in column:
                     privileged.tune(one, listener)
@@ -442,7 +446,7 @@ def _text(value: object) -> str:
 
 def _unbound(listener: Listener, failure: Failure) -> str:
     """Why a listener that a reload brings is not there."""
-    if failure.status == NO_PERMISSION:
+    if failure.status == NO_PERMISSION and listener.bind != "transparent":
         return f"{listener.place}: not permitted any more; with keep-bind a reload may bind it"
     return failure.reasons[0]
 

@@ -41,6 +41,7 @@ cdef extern from "net.h" nogil:
     uint64_t net_capabilities()
     int net_limit_capabilities(uint64_t kept)
     int net_keep_capabilities(int keep)
+    void net_whole_blocks()
     void net_name_thread(const char *name)
     int net_send_datagrams(int fd, const iovec *datagrams, int count)
     int net_writable(int fd, int millis)

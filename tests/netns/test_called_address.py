@@ -227,7 +227,7 @@ def test_freebind(syslog: Syslog, host: Host, family: Family) -> None:
     assert plain.returncode != 0
     assert f"{place}: no interface of this host has this address" in plain.stderr
     with on(syslog, host, [place], "--bind", "freebind") as daemon:
-        with pytest.raises(OSError, match="No route to host|timed out"):
+        with pytest.raises(OSError, match=r"No route to host|timed out"):
             host.clients.connect(missing, PORT)
         host.mx.address("eth0", f"{missing}/{24 if family is FOUR else 64}")
         assert line(daemon, host, family, missing, PORT) == f"to=[{missing}]:{PORT}"

@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """What libFuzzer calls: the readers of client octets, and what holds the clients.
 
-Owns: one function a target (the one with sockets stands in session.pyx), picked by the name the program was started under
+Owns: one function a target (two of them in session.pyx and blocks.pyx), picked by the name the program was started under
 (fuzzers.py makes the names).  Promises: no Python is needed or called; every
 buffer handed to a reader is exactly as long as it says, so that AddressSanitizer
 sees one octet too far; a broken promise of ext/ ends the program by abort(3).
@@ -36,7 +36,9 @@ from source cimport source_same
 cdef extern from *:
     """
     void fuzz_session(const unsigned char *data, size_t size);
+    void fuzz_lists(const unsigned char *data, size_t size);
     """
+    void fuzz_lists(const unsigned char *data, size_t size) noexcept nogil
     void fuzz_session(const unsigned char *data, size_t size) noexcept nogil
 
 cdef enum:
@@ -357,6 +359,8 @@ cdef public int LLVMFuzzerInitialize(int *count, char ***arguments) noexcept nog
         target = fuzz_quit
     elif strcmp(name, b"pool") == 0:
         target = fuzz_pool
+    elif strcmp(name, b"lists") == 0:
+        target = fuzz_lists
     elif strcmp(name, b"session") == 0:
         target = fuzz_session
     else:

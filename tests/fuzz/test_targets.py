@@ -12,7 +12,14 @@ import pytest
 from fuzz import fuzzers
 from running import need
 
-SHORT = {"probe": 30_000, "http": 10_000, "quit": 30_000, "session": 3_000, "lists": 2_000, "pool": 3_000}
+SHORT = {
+    "probe": 30_000,
+    "http": 10_000,
+    "quit": 30_000,
+    "session": 3_000,
+    "lists": 2_000,
+    "pool": 3_000,
+}
 
 
 @pytest.fixture(scope="module")

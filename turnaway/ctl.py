@@ -1,9 +1,12 @@
 """`turnawayctl`: ask a running daemon, or tell it what to do.
 
 Owns: the command's arguments, and how replies look on a terminal and in a pipe.
-The protocol is control.py's.  Exit statuses are those of sysexits(3): 64 for a
-wrong command line, 69 when no daemon answers, 75 when too many ask at once, 76
-when something else answers, 77 when not permitted, 78 for a refused reload.
+The protocol is control.py's; `firewall` is that of firewall/command.py, and asks
+no daemon.  Exit statuses are those of sysexits(3): 64 for a wrong command line, 65
+for lists or rules that are wrong, 69 when no daemon answers, 71 when a program that
+was run failed, 73 when a file cannot be made, 75 when too many ask at once, 76 when
+something else answers, 77 when not permitted, 78 for a refused reload or a host that
+rules do not fit.
 """
 
 import argparse
@@ -374,6 +377,29 @@ def tail(options: argparse.Namespace) -> int:
     raise Failure(UNAVAILABLE, f"{options.socket}: the daemon ended")
 
 
+def lookup(options: argparse.Namespace) -> int:
+    reply = ask(options.socket, "lookup", address=options.address)
+    address, name = reply["address"], reply["list"]
+    if name is None:
+        say(f"{address} is on no list")
+    else:
+        say(f"{address} is on {'allow ' if reply['allow'] else ''}list {name}: {reply['where']}")
+    if reply["allow"]:
+        say("It is wanted, and is told nothing; a connection from it was diverted by mistake.")
+        return 0
+    if not reply["told"]:
+        say(f"No listener takes {'IPv6' if ':' in address else 'IPv4'}.")
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for one in reply["told"]:
+        key = tuple(one[word] for word in ("name", "persona", "protocol", "code", "text"))
+        alike.setdefault(key, []).append(one["place"])
+    for (host, persona, protocol, code, text), places in alike.items():
+        say(f"{', '.join(places)} {host} as {persona}, {protocol} {code}:")
+        for line in text.splitlines():
+            say(f"    {line}")
+    return 0
+
+
 def reload(options: argparse.Namespace) -> int:
     for told in ask(options.socket, "reload")["told"]:
         say(told)
@@ -482,6 +508,8 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--source", metavar="ADDRESS[/BITS]", help="only from this address or network")
     one.add_argument("--persona", metavar="NAME", help="only those told this")
     one.add_argument("--listener", metavar="LISTENER", help="only at this place or name")
+    one = command("lookup", lookup, "which list an address is on, and what it would be told")
+    one.add_argument("address", metavar="ADDRESS", help="of IPv4 or IPv6")
     command("reload", reload, "read the configuration anew, and tell how that went")
     for name, does, help in (
         ("pause", pause, "take no connections on a listener; they wait in its queue"),

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from running import COMMAND, SECONDS, free_port, need_root
 
-from turnaway import cli, personas
+from turnaway import answers, cli, personas
 from turnaway.exits import CONFIGURATION, USAGE, Failure
 from turnaway.settings import CLOSES, Exposition, Limits, Settings, Waits
 
@@ -363,20 +363,117 @@ def test_more_places_for_the_client_than_an_answer_has(file: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o620, 0o602, 0o666, 0o664, 0o646])
-@pytest.mark.parametrize("which", ["file", "drop-in"])
+@pytest.mark.parametrize("which", ["file", "drop-in", "persona", "folder"])
 def test_root_reads_no_file_that_others_may_write(file: Path, mode: int, which: str) -> None:
-    need_root()
-    file.write_text(MOST)
-    file.chmod(0o600)
+    """Nor does what was root at the start, and is somebody else by the time of a reload."""
+    file.write_text(f'{MOST}persona = "own"\n[personas.own]\nfile = "own"\n')
+    own = file.parent / "own"
+    own.write_text(OWN.replace("Ask {contact}", "No").replace("ask {contact}", "no"))
     drop = drop_in(file, "a.toml", "workers = 1\n")
-    drop.chmod(0o600)
-    assert parse(file).workers == 1
-    wrong = file if which == "file" else drop
-    wrong.chmod(mode)
-    status, reasons = refused(lambda: parse(file))
+    wrong = {"file": file, "drop-in": drop, "persona": own, "folder": drop.parent}[which]
+    for one in (file, own, drop, drop.parent):
+        one.chmod(0o700)
+    assert parse(file, root=True).workers == 1
+    wrong.chmod(mode | 0o700)
+    assert parse(file, root=False).workers == 1
+    status, reasons = refused(lambda: parse(file, root=True))
     assert status == CONFIGURATION
     assert reasons[0].startswith(f"{wrong}: others than its owner may write to it")
     assert f"chmod go-w {wrong}" in reasons[0]
+
+
+# --- what is no file of ours -----------------------------------------------------------
+
+
+def test_what_is_no_file_is_refused_at_once(file: Path) -> None:
+    """A pipe would keep the daemon waiting, a device without end would fill its memory."""
+    file.write_text(MOST)
+    for number, make in enumerate(
+        (
+            os.mkdir,
+            os.mkfifo,
+            lambda path: os.symlink("/dev/zero", path),
+            lambda path: os.symlink("nowhere", path),
+        )
+    ):
+        drop = drop_in(file, f"{number}.toml", "")
+        drop.unlink()
+        make(drop)
+        status, (reason,) = refused(lambda: parse(file))
+        assert status == CONFIGURATION
+        said = "expected a file, got something else"
+        said = {0: "Is a directory", 3: "No such file or directory"}.get(number, said)
+        assert reason == f"{drop}: {said}"
+        drop.rmdir() if number == 0 else drop.unlink()
+    assert parse(file).listeners
+
+
+def test_a_file_longer_than_any_configuration(file: Path) -> None:
+    file.write_text(f"{MOST}# {'x' * (4 << 20)}\n")
+    _, (reason,) = refused(lambda: parse(file))
+    assert reason.endswith("octets; at most 4194304 are read")
+
+
+def test_a_link_is_followed_and_a_file_of_an_editor_is_not_read(file: Path, tmp_path: Path) -> None:
+    """As under /etc/turnaway/turnaway.toml.d: links by the package, leavings of editors."""
+    file.write_text(MOST)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("workers = 3\n")
+    drop_in(file, "10.toml", "workers = 2\n")
+    drop_in(file, "9.toml", "workers = 9\n")  # by name: after 10 and 20
+    (tmp_path / f"{file.name}.d/20.toml").symlink_to(elsewhere)
+    (tmp_path / f"{file.name}.d/.#9.toml").symlink_to("somebody@host.4711")
+    drop_in(file, "99.toml~", "no TOML at all")
+    drop_in(file, ".99.toml", "neither")
+    assert parse(file).workers == 9
+    (tmp_path / f"{file.name}.d/9.toml").unlink()
+    assert parse(file).workers == 3
+
+
+@pytest.mark.parametrize(
+    ("octets", "said"),
+    [
+        (MOST.encode("utf-16"), ":1: expected UTF-8"),
+        (MOST.encode() + b"# \xff\n", ":5: expected UTF-8"),
+        (b"\xef\xbb\xbf" + MOST.encode(), ":1: Invalid statement"),
+        (MOST.encode() + b"\0\n", ":5: "),
+        (MOST.encode()[:-3], ":4: "),  # half written
+        (MOST.encode() + b"x = " + b"[" * 5000 + b"\n", ": nested too deep"),
+        (MOST.encode() + b"x = " + b"[" * 300 + b"]" * 300 + b"\n", ":5: listener[0].x: unknown"),
+        (MOST.encode() + b"x = " + b"9" * 5000 + b"\n", ": a number has too many digits"),
+        (b"max-held = " + b"9" * 4000 + b"\n" + MOST.encode(), ":1: max-held: expected 0..131072"),
+    ],
+)
+def test_what_is_no_toml(file: Path, octets: bytes, said: str) -> None:
+    file.write_bytes(octets)
+    status, (reason,) = refused(lambda: parse(file))
+    assert status == CONFIGURATION
+    assert reason.startswith(f"{file}{said}")
+    assert len(reason) < 500
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *('pidfile = "/a\\u0000"', 'control = "/a\\u0000"', 'log = "json:/a\\u0000"'),
+        *('log = "syslog:/a\\u0000"', 'metrics = "unix:/a\\u0000"', 'chroot = "/a\\u0000"'),
+        'metrics = "file:/a\\u0000.prom"',
+    ],
+)
+def test_no_path_has_a_nul(file: Path, line: str) -> None:
+    (said,) = mistakes(file, f"{line}\n{MOST}")
+    assert said.startswith(f"1: {line.split()[0]}: expected ")
+
+
+def test_as_many_listeners_as_there_may_be_are_read_in_a_second_or_two(file: Path) -> None:
+    """Twenty times as long would be a daemon that stands still in a reload."""
+    text = 'location = "Earth"\n' + "".join(
+        f'[[listener]]\naddress = "127.0.{n >> 8}.{n & 255}:2525"\nname = "mx{n}.example"\n'
+        for n in range(4096)
+    )
+    assert len(written(file, text).listeners) == 4096
+    (said,) = mistakes(file, text + "clsoe = 1\n")
+    assert said == "12290: listener[4095].clsoe: unknown key; did you mean close?"
 
 
 # --- what stands before what ------------------------------------------------------------
@@ -462,6 +559,177 @@ def test_several_addresses(file: Path, address: str, places: list[str]) -> None:
     settings = written(file, f"location = 'E'\n[[listener]]\nname = 'a'\naddress = {address}\n")
     assert [one.place for one in settings.listeners] == places
     assert len({one.name for one in settings.listeners}) == 1
+
+
+# --- lists ------------------------------------------------------------------------
+
+
+LISTED = """\
+[[list]]
+name = "drop"
+files = ["drop.txt", "sub/more.txt"]
+persona = "listed"
+contact = "https://example.com/drop"
+[[list]]
+name = "wanted"
+files = ["wanted.txt"]
+allow = true
+[personas.listed]
+code = 554
+close = "quit"
+lines = ["{name}: {client} is on {list}, see {contact}"]
+single = "{list}"
+[personas.listed.http]
+title = "{list}"
+text = ["{list}"]
+"""
+V4 = bytes(10) + b"\xff\xff" + bytes((203, 0, 113))
+
+
+@pytest.fixture
+def list_files(file: Path) -> Path:
+    (file.parent / "sub").mkdir()
+    for name, line in (
+        ("drop.txt", "203.0.113.0/24"),
+        ("sub/more.txt", "# more\n2001:db8::/32"),
+        ("wanted.txt", "203.0.113.7"),
+    ):
+        (file.parent / name).write_text(line + "\n")
+    return file.parent
+
+
+def test_lists_and_who_is_on_them(file: Path, list_files: Path) -> None:
+    settings = written(file, MOST + LISTED)
+    drop, wanted = settings.lists
+    assert (drop.name, drop.format, drop.contact) == ("drop", None, "https://example.com/drop")
+    assert drop.persona is not None
+    assert drop.persona.name == "listed"
+    assert drop.files == (f"{list_files}/drop.txt", f"{list_files}/sub/more.txt")
+    assert (wanted.name, wanted.allow, wanted.persona) == ("wanted", True, None)
+    assert settings.lookup is not None
+    assert settings.lookup.find(V4 + b"\1") == (0, f"{list_files}/drop.txt:1")
+    assert settings.lookup.find(V4 + b"\7") == (1, f"{list_files}/wanted.txt:1")
+    assert settings.lookup.find(V4[:-1] + b"\0\0") is None
+    assert settings.lookup.find(bytes.fromhex("20010db8") + bytes(12)) == (
+        0,
+        f"{list_files}/sub/more.txt:2",
+    )
+    assert written(file, MOST).lookup is None
+
+
+def test_the_list_speaks_in_the_listeners_manner(file: Path, list_files: Path) -> None:
+    settings = written(file, MOST + 'close = "drain"\ncode = 450\nsingle-line = true\n' + LISTED)
+    listener = settings.listeners[0]
+    told = answers.told(listener, settings.lists[0])
+    assert (told.code, told.close, told.single_line) == (554, "drain", True)
+    assert answers.render(told, 0.0)["banner"] == (b"554 drop\r\n", 0)
+    # Without words of its own the list has the listener's, and its code.
+    plain = dataclasses.replace(settings.lists[0], persona=None, contact="")
+    assert answers.told(listener, plain) == dataclasses.replace(listener, listed="drop")
+
+
+def test_drop_ins_add_lists(file: Path, list_files: Path) -> None:
+    file.write_text(MOST + LISTED)
+    folder = drop_in(file, "a.toml", '[[list]]\nname = "drop"\nfiles = ["drop.txt"]\n').parent
+    status, reasons = refused(lambda: parse(file))
+    assert (status, reasons) == (
+        CONFIGURATION,
+        [
+            f"{folder}/a.toml:1: list[0].name: drop is given twice (also at {file}:5: list[0]);"
+            " expected one [[list]] with all the files",
+            f"{folder}/drop.txt: No such file or directory",
+        ],
+    )
+    (folder / "a.toml").write_text('[[list]]\nname = "more"\nfiles = ["../drop.txt"]\n')
+    assert [one.name for one in parse(file).lists] == ["drop", "wanted", "more"]
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "wrong"),
+    [
+        ('"drop"', '"a b"', "6: list[0].name: expected 1..40 letters, digits, dots, hyphens"),
+        ('"drop"', f'"{"a" * 41}"', "6: list[0].name: expected 1..40 letters, digits, dots"),
+        ('"drop"', "5", "6: list[0].name: expected a string, got 5"),
+        ('name = "drop"\n', "", "5: list[0].name: expected a name, such as spamhaus-drop, got"),
+        ('["wanted.txt"]', "[]", "12: list[1].files: expected at least one path"),
+        ('["wanted.txt"]', '[""]', '12: list[1].files: expected the path of a file, got ""'),
+        ('["wanted.txt"]', '"x"', '12: list[1].files: expected a list of paths, got "x"'),
+        ('files = ["wanted.txt"]\n', "", "10: list[1].files: expected a list of paths, got noth"),
+        ('["wanted.txt"]', '["wanted.txt", 5]', "12: list[1].files[1]: expected a path, got 5"),
+        ("allow", "alow", "13: list[1].alow: unknown key; did you mean allow?"),
+        ("allow = true", 'format = "dorp"', "13: list[1].format: expected one of plain, drop, rb"),
+        ("allow = true", "allow = 1", "13: list[1].allow: expected true or false, got 1"),
+        ("allow = true", 'persona = "wurm"', "10: list[1].persona: expected one of mail, blocked"),
+        ("allow = true", 'contact = "\u00fc"', "13: list[1].contact: expected printable ASCII"),
+        ("allow = true", 'allow = true\npersona = "mail"', "14: list[1].persona: an allow list an"),
+        ("allow = true", 'allow = true\ncontact = "x"', "14: list[1].contact: an allow list answ"),
+    ],
+)
+def test_a_wrong_list(file: Path, list_files: Path, good: str, bad: str, wrong: str) -> None:
+    text = MOST + LISTED.replace(good, bad, 1)
+    found = mistakes(file, text)
+    assert any(one.startswith(wrong) for one in found), found
+
+
+def test_what_a_list_says_is_checked_for_every_listener(file: Path, list_files: Path) -> None:
+    long = LISTED.replace("see {contact}", "x" * 460)
+    found = mistakes(file, MOST + long)
+    assert len(found) == 1
+    assert "17: the line may be 5" in found[0]
+    assert written(file, MOST + long.replace("x" * 460, "x" * 300))
+    found = mistakes(file, MOST + LISTED.replace('contact = "https://example.com/drop"\n', ""))
+    assert found == ["16: {contact} is not set; set contact in the configuration, or --contact"]
+    found = mistakes(
+        file,
+        MOST + LISTED + '[[listener]]\naddress = "::1"\nname = "x"\nport = 9\n'
+        'persona = "listed"\ncontact = "x"\n',
+    )
+    assert found == [
+        "17: {list} is for the persona of a [[list]], which no listener has for itself"
+    ]
+    _, reasons = refused(lambda: written(file, MOST + 'protocol = "text:pop3"\n' + LISTED))
+    assert reasons == [
+        "127.0.0.1:2525: persona listed has no words for text:pop3 there; it has none"
+    ]
+
+
+def test_what_is_wrong_in_a_list_file_is_the_configurations(file: Path, list_files: Path) -> None:
+    (list_files / "drop.txt").write_text("203.0.113.0/24\n203.0.113.1/24\n")
+    (list_files / "wanted.txt").unlink()
+    status, reasons = refused(lambda: written(file, MOST + LISTED + "[personas.worm]\n"))
+    assert status == CONFIGURATION
+    assert reasons[-2:] == [
+        f'{list_files}/drop.txt:2: expected an address or network, got "203.0.113.1/24"; the'
+        " network is 203.0.113.0/24, the address alone is 203.0.113.1",
+        f"{list_files}/wanted.txt: No such file or directory",
+    ]
+    assert reasons[0].startswith(f"{file}:")
+
+
+def test_more_lists_than_there_may_be(file: Path, list_files: Path) -> None:
+    each = '[[list]]\nname = "a{}"\nfiles = ["drop.txt"]\n'
+    assert len(written(file, MOST + "".join(map(each.format, range(64)))).lists) == 64
+    assert mistakes(file, MOST + "".join(map(each.format, range(65)))) == [
+        "197: list[64]: 65 lists; at most 64 are possible"
+    ]
+
+
+def test_check_warns_of_a_file_that_a_reload_could_not_read(file: Path, list_files: Path) -> None:
+    need_root()
+    file.write_text(MOST + LISTED)
+    file.chmod(0o600)
+    folder = list_files
+    while folder != Path("/"):  # pytest keeps its own to itself
+        folder.chmod(folder.stat().st_mode | 0o011)
+        folder = folder.parent
+    (list_files / "drop.txt").chmod(0o600)
+    ended = subprocess.run(
+        [COMMAND, "-c", file, "-u", "nobody", "--check"], capture_output=True, text=True
+    )
+    assert ended.returncode == 0
+    assert [line for line in ended.stderr.splitlines() if "reload" in line] == [
+        f"turnaway-fast: warning: {list_files}/drop.txt: nobody may not read it, which a reload does"
+    ]
 
 
 # --- printed, and read back -----------------------------------------------------------------

@@ -43,6 +43,7 @@ TARGETS = {
     "probe": Target(2_000_000, 24),
     "http": Target(1_000_000, 300),
     "quit": Target(2_000_000, 120),
+    "proxy": Target(1_000_000, 150),
     "session": Target(100_000, 300),
     "lists": Target(100_000, 120),
     "pool": Target(200_000, 200),

@@ -25,7 +25,7 @@ COVERAGE = os.environ.get("TURNAWAY_COVERAGE") == "1"
 ABI3 = not COVERAGE and not sysconfig.get_config_var("Py_GIL_DISABLED")
 
 LOOPS = {"linux": "epoll"}
-SHARED = [str(path) for path in sorted(Path("ext").glob("*.pxd"))] + ["ext/net.h"]
+SHARED = [str(path) for path in sorted(Path("ext").glob("*.pxd"))] + ["ext/net.h", "ext/sandbox.h"]
 
 Options.warning_errors = True
 

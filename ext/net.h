@@ -226,16 +226,6 @@ static inline int net_writable(int fd, int millis)
     return poll(&one, 1, millis) == 1 && (one.revents & POLLOUT) != 0;
 }
 
-/* Nothing this process executes may gain privileges: prctl(2). */
-static inline int net_no_new_privileges(void)
-{
-#if defined(__linux__)
-    return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-#else
-    return 0;
-#endif
-}
-
 /* A name for this thread in ps, top and gdb (at most 15 octets). */
 static inline void net_name_thread(const char *name)
 {

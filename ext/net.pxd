@@ -28,7 +28,6 @@ cdef extern from "net.h" nogil:
     void net_sleep(int64_t micros)
     int net_own_descriptors()
     int net_close_range(unsigned int first, unsigned int last)
-    int net_no_new_privileges()
     void net_name_thread(const char *name)
     int net_send_datagrams(int fd, const iovec *datagrams, int count)
     int net_writable(int fd, int millis)

@@ -1,6 +1,6 @@
 """Types of ext/board.pyx; what its names mean stands there."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, Literal, Self
 
 from typing_extensions import disjoint_base
@@ -15,7 +15,18 @@ EXPECTED: Final = ("any", "http", "tls", "socks")
 STATES: Final = ("new", "running", "stopped", "broken")
 DETAILS: Final = ("none", "capped", "sample", "all")
 
+MAY_READ: Final = 1
+MAY_WRITE: Final = 2
+MAY_MAKE: Final = 4
+MAY_REMOVE: Final = 8
+
 def no_new_privileges() -> None: ...
+def undumpable() -> None: ...
+def landlock_abi() -> int: ...
+def landlock(abi: int, rules: Iterable[tuple[int, int]], ports: Iterable[int] | None) -> None: ...
+def unveil(path: bytes | None, permissions: str) -> None: ...
+def pledge(promises: str) -> None: ...
+def capability_mode() -> None: ...
 def accept_policy(error: int) -> tuple[str, Literal["next", "rest"]]: ...
 
 @disjoint_base

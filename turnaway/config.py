@@ -40,6 +40,7 @@ def read(path: Path, mistakes: Mistakes) -> Draft:
     draft = Draft()
     for one in files(path):
         try:
+            draft.sources.append(str(one))
             octets = _octets(one)
             document = Document(str(one), octets, CONFIGURATION)
             _File(document, draft, one.parent, mistakes)
@@ -109,6 +110,7 @@ class _File:
             "chroot": self._text(table, "chroot", values.absolute),
             "log": self._text(table, "log", values.log),
             "metrics": self._text(table, "metrics", values.metrics),
+            "sandbox": self._text(table, "sandbox", values.sandbox),
             "interval": table.number("interval", 1, 86400),
             "max-held": table.number("max-held", 0, 1 << 17),
             "max-held-source": table.number("max-held-source", 1, 1 << 17),
@@ -173,6 +175,7 @@ class _File:
         if file is None:
             return None
         try:
+            self.draft.sources.append(str(self.folder / file))
             return personas.read(self.folder / file, name)
         except Failure as failure:
             for reason in failure.reasons:

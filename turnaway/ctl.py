@@ -158,6 +158,7 @@ def status(options: argparse.Namespace) -> int:
     reply = ask(options.socket, "status")
     workers = reply["workers"]
     say(f"{reply['program']} {reply['version']}, pid {reply['pid']}, user {reply['user']}")
+    say(f"sandbox   {reply['sandbox']}")
     say(f"uptime    {span(reply['uptime'])}")
     states = [
         one["state"]

@@ -26,6 +26,7 @@ from turnaway.journal import Journal
 from turnaway.notify import Supervisor
 from turnaway.outlet import ERROR, INFO, NOTICE, WARNING
 from turnaway.poller import Poller
+from turnaway.sandbox import Sandbox
 from turnaway.settings import Detail, Settings
 from turnaway.stats import Ledger
 
@@ -38,6 +39,7 @@ FIXED = (
     "chroot",
     "pidfile",
     "control",
+    "sandbox",
     "log",
     "syslog_socket",
     "json_path",
@@ -51,12 +53,13 @@ def _noted(number: int, frame: FrameType | None) -> None:
     """The signal's number is in the wakeup pipe already; see serve()."""
 
 
-def run(settings: Settings, reread: Reread | None = None) -> int:
+def run(settings: Settings, reread: Reread | None = None, sources: list[str] | None = None) -> int:
     """From checked settings to the end of the process; returns the exit status.
 
-    `reread` reads the settings again, for a reload, and raises Failure; None
-    when they came from the command line alone.  Raises Failure when the daemon
-    cannot start.  In the background the caller's own process never returns.
+    `reread` reads the settings again, for a reload, and raises Failure, `sources`
+    are the files that it reads; None when they came from the command line alone.
+    Raises Failure when the daemon cannot start.  In the background the caller's own
+    process never returns.
     """
     for listener in settings.listeners:
         answers.render(listener, time.time())
@@ -75,6 +78,7 @@ def run(settings: Settings, reread: Reread | None = None) -> int:
         ledger = Ledger()
         sight = metrics.opened(settings, ledger, journal.lost)
         time.tzset()  # reads the zone now; a chroot may have none
+        sandbox = Sandbox(settings, sources)
         lifeline = foreground() if settings.foreground else detach()
     except Failure:
         _remove(door, pidfile)
@@ -82,7 +86,7 @@ def run(settings: Settings, reread: Reread | None = None) -> int:
     try:
         try:
             daemon = _start(
-                settings, pidfile, door, sockets, journal, ledger, sight, lifeline, reread
+                settings, pidfile, door, sockets, journal, ledger, sight, lifeline, reread, sandbox
             )
         except (OSError, RuntimeError) as error:  # such as out of descriptors, of threads
             raise Failure(OS_ERROR, f"cannot start: {error}") from None
@@ -114,6 +118,7 @@ def _start(
     sight: metrics.Metrics | None,
     lifeline: Lifeline,
     reread: Reread | None,
+    sandbox: Sandbox,
 ) -> "_Daemon":
     user = str(os.geteuid())
     supervisor = Supervisor()
@@ -131,7 +136,10 @@ def _start(
         privileged.drop(settings.identity)
         user = settings.identity.user
     no_new_privileges()
-    daemon = _Daemon(settings, pidfile, door, journal, ledger, sight, supervisor, user, reread)
+    sandbox.close()  # for every thread that is started from now on, too
+    daemon = _Daemon(
+        settings, pidfile, door, journal, ledger, sight, supervisor, user, reread, sandbox
+    )
     signal.set_wakeup_fd(daemon.ring, warn_on_full_buffer=False)
     for number in SIGNALS:
         signal.signal(number, _noted)
@@ -140,7 +148,7 @@ def _start(
         sight.begin(daemon.poller)
     # After the loops, so that they never see a signal; whatever mask the caller left.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    journal.started(user, LOOP)
+    journal.started(user, LOOP, sandbox.in_force)
     if allowed < descriptors:
         journal.say(
             WARNING,
@@ -166,6 +174,7 @@ class _Daemon:
         supervisor: Supervisor,
         user: str,
         reread: Reread | None,
+        sandbox: Sandbox,
     ) -> None:
         self.settings = settings
         self.pidfile = pidfile
@@ -175,6 +184,7 @@ class _Daemon:
         self.sight = sight
         self.supervisor = supervisor
         self.user = user
+        self.sandbox = sandbox
         self.reread = reread
         self.began = time.monotonic()
         self.reloaded: dict[str, Any] | None = None  # how the last reload went
@@ -368,6 +378,10 @@ class _Daemon:
                 for one in column:
                     privileged.tune(one, listener)
             else:
+                if self.sandbox.forbids(listener.port):
+                    said = "the sandbox allows no other ports than those of the start"
+                    self._tell(WARNING, f"needs a restart: {listener.place}: {said}")
+                    continue
                 try:
                     bound = privileged.bind((listener,), settings.workers)
                 except Failure as failure:

@@ -32,6 +32,7 @@ from turnaway.tables import nearest
 from turnaway.values import workers
 
 T = TypeVar("T")
+Asked = tuple[str | None, str | None]  # user and group, as they were said
 
 MOST_LISTENERS = 4096
 DEFAULT_PERSONA = "mail"  # 421: the one that loses nothing when it was a mistake
@@ -55,6 +56,7 @@ class Draft:
     wheres: dict[str, str] = field(default_factory=dict)
     listeners: list[ListenerDraft] = field(default_factory=list)
     personas: dict[str, Persona] = field(default_factory=dict)
+    sources: list[str] = field(default_factory=list)  # paths of the files that were read
 
     def put(self, key: str, value: Any, where: str) -> None:
         self.values[key] = value
@@ -87,9 +89,17 @@ class Settling:
     """One command line and one set of files becoming Settings."""
 
     def __init__(
-        self, program: str, line: Draft, files: Draft, mistakes: Mistakes, root: bool
+        self,
+        program: str,
+        line: Draft,
+        files: Draft,
+        mistakes: Mistakes,
+        root: bool,
+        became: dict[Asked, Identity | None] | None = None,
     ) -> None:
         self.root = root  # we were started as root
+        self.became = became  # of a reload: whom the daemon became, who asked for that
+        self.asked: Asked = None, None
         self.program = program
         self.line = line
         self.files = files
@@ -122,7 +132,8 @@ class Settling:
                 " expected --foreground with it, or --log syslog"
             )
         metrics: Exposition | None = self.value("metrics", None)
-        if metrics is not None and importlib.util.find_spec("prometheus_client") is None:
+        wanted = metrics is not None and self.became is None
+        if wanted and importlib.util.find_spec("prometheus_client") is None:
             self.mistakes.add(f"{self.where('metrics')}: {PROMETHEUS}", CONFIGURATION)
         self.mistakes.finish()
         lines: tuple[Detail, int] = self.value("log-connections", ("capped", 20))
@@ -137,6 +148,7 @@ class Settling:
             chroot=self.value("chroot", None),
             pidfile=pidfile,
             control=control,
+            sandbox=self.value("sandbox", "on"),
             log=target,
             syslog_socket=path if target == "syslog" else SYSLOG_SOCKET,
             json_path=path if target == "json" else "-",
@@ -247,6 +259,10 @@ class Settling:
     def _identity(self) -> Identity | None:
         user: str | None = self.value("user", None)
         group: str | None = self.value("group", None)
+        self.asked = user, group
+        if self.became is not None:
+            # The accounts may be out of reach now, and nobody can become another.
+            return self.became.get(self.asked, Identity(f"{user}:{group}", -1, -1))
         if not self.root:
             try:
                 mine = pwd.getpwuid(os.geteuid()).pw_name
@@ -293,7 +309,7 @@ class Settling:
 
     def _chroot(self) -> None:
         path: str | None = self.value("chroot", None)
-        if path is None:
+        if path is None or self.became is not None:  # inside it, it cannot be looked for
             return
         where = self.where("chroot")
         if not self.root:

@@ -176,7 +176,7 @@ class Journal:
         """Records that found no room in a ring, since the start."""
         return self._gone_dropped + sum(watch.board.dropped() for watch in self._watches)
 
-    def started(self, user: str, loop: str) -> None:
+    def started(self, user: str, loop: str, sandbox: str) -> None:
         settings = self._settings
         listeners = ", ".join(
             f"{one.place} {one.name} {one.persona.name} {one.code}" for one in settings.listeners
@@ -184,7 +184,8 @@ class Journal:
         self.say(
             NOTICE,
             f"started: version {__version__}, listeners [{listeners}],"
-            f" workers {settings.workers} ({loop}), user {user}",
+            f" workers {settings.workers} ({loop}), user {user},"
+            f" sandbox {sandbox}",
         )
 
     def interval(self) -> None:

@@ -18,6 +18,7 @@ from turnaway.control import Choice, packed
 from turnaway.exits import CONFIGURATION, UNAVAILABLE, USAGE, Failure
 from turnaway.journal import Journal
 from turnaway.outlet import NOTICE
+from turnaway.sandbox import Sandbox
 from turnaway.settings import Detail, Listener, Settings
 
 MOST = 20  # sources, and networks, in a reply to `top`
@@ -31,6 +32,7 @@ class Subject(Protocol):
     settings: Settings
     journal: Journal
     user: str
+    sandbox: Sandbox
     began: float  # steady clock
     reloaded: Reply | None  # the last reload: when, whether, and what was told
 
@@ -53,6 +55,7 @@ def status(daemon: Subject, request: Reply) -> Reply:
         "pid": os.getpid(),
         "version": __version__,
         "user": daemon.user,
+        "sandbox": daemon.sandbox.in_force,
         "uptime": round(time.monotonic() - daemon.began, 1),
         "workers": [
             {"state": state[0], "resting": state[3], "held": state[4], "stress": state[5]}

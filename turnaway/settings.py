@@ -10,9 +10,12 @@ from typing import Literal
 LogTarget = Literal["syslog", "stderr", "json", "none"]
 Detail = Literal["none", "capped", "sample", "all"]
 
+Sandboxing = Literal["off", "on", "require"]
+
 Close = Literal["now", "drain", "quit", "reset"]
 
 DEFAULT_PORT = 25
+SANDBOXES: tuple[Sandboxing, ...] = ("off", "on", "require")
 CLOSES: tuple[Close, ...] = ("now", "drain", "quit", "reset")
 # `text` is whatever refusal the persona has for the listener's port.
 PROTOCOLS = ("smtp", "http", "tls", "socks", "auto", "text")
@@ -165,6 +168,7 @@ class Settings:
     chroot: str | None = None
     pidfile: str | None = None
     control: str | None = None  # the control socket
+    sandbox: Sandboxing = "on"
     log: LogTarget = "syslog"
     syslog_socket: str = SYSLOG_SOCKET
     json_path: str = "-"  # of the log target json; "-": standard error

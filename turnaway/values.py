@@ -15,11 +15,13 @@ from turnaway.settings import (
     CLOSES,
     DEFAULT_PORT,
     PROTOCOLS,
+    SANDBOXES,
     SYSLOG_SOCKET,
     Close,
     Detail,
     Exposition,
     LogTarget,
+    Sandboxing,
 )
 
 MOST_WORKERS = 64
@@ -106,6 +108,13 @@ def close(text: str) -> Close:
         if text == known:
             return known
     raise _one_of(text, CLOSES)
+
+
+def sandbox(text: str) -> Sandboxing:
+    for known in SANDBOXES:
+        if text == known:
+            return known
+    raise _one_of(text, SANDBOXES)
 
 
 def protocol(text: str) -> str:

@@ -497,6 +497,7 @@ interval = 7
 max-held = 11
 max-held-source = 3
 records = 128
+sandbox = "require"
 workers = 5
 pidfile = "/x/\\u007f\U0001f600.pid"
 control = "/x/c.ctl"

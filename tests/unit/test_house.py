@@ -29,7 +29,7 @@ ROWS: tuple[set[str], ...] = (
     {"tables", "banner", "control", "detach", "dump", "outlet", "privileged"},
     {"page", "personas", "units", "values", "ctl"},
     {"answers"},
-    {"draft", "engine", "stats"},
+    {"draft", "engine", "sandbox", "stats"},
     {"config", "metrics", "watch"},
     {"cli", "journal"},
     {"orders"},
@@ -39,7 +39,7 @@ ROWS: tuple[set[str], ...] = (
 # It stands alone: a client of the socket, which the daemon never loads.
 APART = {"ctl"}
 EXT_ROWS: tuple[set[str], ...] = (
-    {"net"},
+    {"net", "sandbox"},
     {"slot", "ring", "counters", "source", "probe", "http", "quit"},
     {"pool", "tally", "line"},
     {"listeners"},

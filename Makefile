@@ -2,6 +2,7 @@
 # make test   everything the tests need, then pytest
 # make lint   ruff and mypy
 # make bench  the benchmarks (pytest-benchmark)
+# make fuzz   5 million executions of the fuzz targets (FUZZ_TIMES=10: 50 million); needs clang
 # make clean  what the others made
 #
 # A stamp in .venv tells what is installed there, so that nothing is done twice.
@@ -12,7 +13,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 EXT    := $(wildcard ext/*.pyx ext/*.pxd ext/*.h) setup.py
 
-.PHONY: run test lint bench clean
+.PHONY: run test lint bench fuzz clean
 
 $(VENV)/stamp-venv:
 	$(PYTHON) -m venv $(VENV)
@@ -61,6 +62,11 @@ lint: $(VENV)/stamp-package $(VENV)/stamp-lint
 bench: $(VENV)/stamp-package $(VENV)/stamp-bench
 	$(BIN)/python -m bench build
 	$(BIN)/python -m pytest bench $(PYTEST_ARGS)
+
+FUZZ_TIMES ?= 1
+
+fuzz: $(VENV)/stamp-build
+	$(BIN)/python tests/fuzz/fuzzers.py run --times $(FUZZ_TIMES)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info turnaway/*.so

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from turnaway import __version__
 from turnaway.control import VERSION
 from turnaway.exits import NO_PERMISSION, RUNNING, SOFTWARE, UNAVAILABLE, USAGE, Failure
+from turnaway.firewall import command as firewall
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -484,6 +485,9 @@ def parser() -> argparse.ArgumentParser:
         nargs="?",
         help="capped:N, sample:N, all or none, for all listeners until a reload",
     )
+    says = "rules that divert listed sources to the daemon: made, checked, applied"
+    one = commands.add_parser("firewall", help=says, description=says, allow_abbrev=False)
+    firewall.install(one, _Parser)
     return made
 
 
@@ -506,7 +510,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = getattr(options, "name", COMMAND)
         if "/" in name:
             raise Failure(USAGE, "--name: expected the name of a command, without its path")
-        options.socket = getattr(options, "socket", None) or default_socket(name)
+        if not hasattr(options, "offline"):  # what asks no daemon needs no socket
+            options.socket = getattr(options, "socket", None) or default_socket(name)
         does: Callable[[argparse.Namespace], int] = options.does
         return does(options)
     except Failure as failure:

@@ -5,7 +5,8 @@
 #    source ~/.local/share/bash_completion/turnawayctl
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
-_shtab_turnawayctl_subparsers=(status stats top tail reload pause resume loglevel)
+_shtab_turnawayctl_firewall_subparsers=(rules)
+_shtab_turnawayctl_subparsers=(status stats top tail reload pause resume loglevel firewall)
 
 _shtab_turnawayctl_status_option_strings=(-h --help -s --socket --name)
 _shtab_turnawayctl_stats_option_strings=(-h --help -s --socket --name --json)
@@ -15,11 +16,15 @@ _shtab_turnawayctl_reload_option_strings=(-h --help -s --socket --name)
 _shtab_turnawayctl_pause_option_strings=(-h --help -s --socket --name)
 _shtab_turnawayctl_resume_option_strings=(-h --help -s --socket --name)
 _shtab_turnawayctl_loglevel_option_strings=(-h --help -s --socket --name)
+_shtab_turnawayctl_firewall_rules_option_strings=(-h --help --for --role --mx --list --port --to --choose --wan --auto-port --allow --gateway --no-ipv4 --no-ipv6 --lifetime --mark)
+_shtab_turnawayctl_firewall_option_strings=(-h --help)
 _shtab_turnawayctl_option_strings=(-h --help -s --socket --name -V --version)
 
 
 
-_shtab_turnawayctl_pos_0_choices=(status stats top tail reload pause resume loglevel)
+_shtab_turnawayctl_firewall_rules___for_choices=(nftables)
+_shtab_turnawayctl_firewall_pos_0_choices=(rules)
+_shtab_turnawayctl_pos_0_choices=(status stats top tail reload pause resume loglevel firewall)
 
 _shtab_turnawayctl_status__h_nargs=0
 _shtab_turnawayctl_status___help_nargs=0
@@ -39,6 +44,13 @@ _shtab_turnawayctl_resume__h_nargs=0
 _shtab_turnawayctl_resume___help_nargs=0
 _shtab_turnawayctl_loglevel__h_nargs=0
 _shtab_turnawayctl_loglevel___help_nargs=0
+_shtab_turnawayctl_firewall_rules__h_nargs=0
+_shtab_turnawayctl_firewall_rules___help_nargs=0
+_shtab_turnawayctl_firewall_rules___no_ipv4_nargs=0
+_shtab_turnawayctl_firewall_rules___no_ipv6_nargs=0
+_shtab_turnawayctl_firewall_pos_0_nargs=A...
+_shtab_turnawayctl_firewall__h_nargs=0
+_shtab_turnawayctl_firewall___help_nargs=0
 _shtab_turnawayctl_pos_0_nargs=A...
 _shtab_turnawayctl__h_nargs=0
 _shtab_turnawayctl___help_nargs=0

@@ -50,8 +50,8 @@ function _shtab_turnawayctl_using
   test "$_shtab_turnawayctl_cmdpath" = "$argv"
 end
 
-set -g _shtab_turnawayctl_commands status stats top tail reload pause resume loglevel
-set -g _shtab_turnawayctl_opts_with_value --count --interval --listener --name --persona --socket --source -i -n -s
+set -g _shtab_turnawayctl_commands status stats top tail reload pause resume loglevel firewall 'firewall rules'
+set -g _shtab_turnawayctl_opts_with_value --allow --auto-port --choose --count --for --gateway --interval --lifetime --list --listener --mark --mx --name --persona --port --role --socket --source --to --wan -i -n -s
 
 complete -c turnawayctl -e
 complete -c turnawayctl -f
@@ -99,3 +99,22 @@ complete -c turnawayctl -n '_shtab_turnawayctl_using; and test $_shtab_turnawayc
 complete -c turnawayctl -n '_shtab_turnawayctl_using loglevel' -s h -l help -d 'show this help message and exit'
 complete -c turnawayctl -n '_shtab_turnawayctl_using loglevel' -s s -l socket -x -d 'the daemon'"'"'s control socket (default: /var/run/COMMAND.ctl, or in $XDG_RUNTIME_DIR when not root)'
 complete -c turnawayctl -n '_shtab_turnawayctl_using loglevel' -l name -x -d 'the name that the daemon was started by (default: turnaway-fast)'
+complete -c turnawayctl -n '_shtab_turnawayctl_using; and test $_shtab_turnawayctl_npos -eq 0' -a firewall -d 'rules that divert listed sources to the daemon: made, checked, applied'
+complete -c turnawayctl -n '_shtab_turnawayctl_using firewall' -s h -l help -d 'show this help message and exit'
+complete -c turnawayctl -n '_shtab_turnawayctl_using firewall; and test $_shtab_turnawayctl_npos -eq 0' -a rules -d 'print the rules that divert'
+complete -c turnawayctl -n '_shtab_turnawayctl_using firewall rules' -s h -l help -d 'show this help message and exit'
+complete -c turnawayctl -n '_shtab_turnawayctl_using firewall rules' -l for -xka "nftables" -d 'whose syntax: nftables (default: nftables)'
+complete -c turnawayctl -n '_shtab_turnawayctl_using firewall rules' -l role -x -d 'host, router or dsr (default: host)'
+complete -c turnawayctl -n '_shtab_turnawayctl_using firewall rules' -l mx -x -d 'the addresses that are called, of both families'
+complete -c turnawayctl -n '_shtab_turnawayctl_using firewall rules' -l list -x -d 'a list of sources, and the port where the daemon tells them why; earlier lists win'
+complete -c turnawayctl -n '_shtab_turnawayctl_using firewall rules' -l port -x -d 'the ports that are called (default: 25)'
+complete -c turnawayctl -n '_shtab_turnawayctl_using firewall rules' -l to -x -d 'the diversion hosts, for the roles router and dsr'
+complete -c turnawayctl -n '_shtab_turnawayctl_using firewall rules' -l choose -x -d 'which of several hosts: turn or source (default: turn)'
+complete -c turnawayctl -n '_shtab_turnawayctl_using firewall rules' -l wan -x -d 'divert only what comes in here'
+complete -c turnawayctl -n '_shtab_turnawayctl_using firewall rules' -l auto-port -x -d 'where what `add`, fail2ban and CrowdSec list is sent (default: the first list'"'"'s)'
+complete -c turnawayctl -n '_shtab_turnawayctl_using firewall rules' -l allow -x -d 'never diverted; own addresses, loopback, gateways and diversion hosts never are'
+complete -c turnawayctl -n '_shtab_turnawayctl_using firewall rules' -l gateway -x -d 'this network'"'"'s gateways (default: those of this host'"'"'s routes)'
+complete -c turnawayctl -n '_shtab_turnawayctl_using firewall rules' -l no-ipv4 -d 'the MX has no IPv4 address'
+complete -c turnawayctl -n '_shtab_turnawayctl_using firewall rules' -l no-ipv6 -d 'the MX has no IPv6 address'
+complete -c turnawayctl -n '_shtab_turnawayctl_using firewall rules' -l lifetime -x -d 'of what the firewall lists by itself (default: 1h)'
+complete -c turnawayctl -n '_shtab_turnawayctl_using firewall rules' -l mark -x -d 'role dsr: the firewall mark and routing table (default: 0x19)'

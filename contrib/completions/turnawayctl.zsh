@@ -10,6 +10,7 @@
 
 _shtab_turnawayctl_commands() {
   local _commands=(
+    firewall:'rules that divert listed sources to the daemon: made, checked, applied'
     loglevel:'show which connections are logged, or change it'
     pause:'take no connections on a listener; they wait in its queue'
     reload:'read the configuration anew, and tell how that went'
@@ -22,6 +23,13 @@ _shtab_turnawayctl_commands() {
   _describe 'turnawayctl commands' _commands
 }
 
+_shtab_turnawayctl_firewall_commands() {
+  local _commands=(
+    rules:'print the rules that divert'
+  )
+  _describe 'turnawayctl firewall commands' _commands
+}
+
 _shtab_turnawayctl_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   {-s,--socket}"[the daemon\'s control socket (default\: \/var\/run\/COMMAND.ctl, or in \$XDG_RUNTIME_DIR when not root)]:PATH:"
@@ -31,6 +39,35 @@ _shtab_turnawayctl_options=(
 
 # guard to ensure default positional specs are added only once per session
 _shtab_turnawayctl_defaults_added=0
+
+_shtab_turnawayctl_firewall_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_turnawayctl_firewall_defaults_added=0
+
+_shtab_turnawayctl_firewall_rules_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--for[whose syntax\: nftables (default\: nftables)]:FIREWALL:(nftables)"
+  "--role[host, router or dsr (default\: host)]:ROLE:"
+  "*--mx[the addresses that are called, of both families]:ADDRESS[,...]:"
+  "*--list[a list of sources, and the port where the daemon tells them why\; earlier lists win]:NAME=FILE:PORT:"
+  "*--port[the ports that are called (default\: 25)]:PORT[,...]:"
+  "*--to[the diversion hosts, for the roles router and dsr]:ADDRESS[,...]:"
+  "--choose[which of several hosts\: turn or source (default\: turn)]:HOW:"
+  "--wan[divert only what comes in here]:INTERFACE:"
+  "--auto-port[where what \`add\`, fail2ban and CrowdSec list is sent (default\: the first list\'s)]:PORT:"
+  "*--allow[never diverted\; own addresses, loopback, gateways and diversion hosts never are]:NETWORK[,...]:"
+  "*--gateway[this network\'s gateways (default\: those of this host\'s routes)]:ADDRESS[,...]|none:"
+  "--no-ipv4[the MX has no IPv4 address]"
+  "--no-ipv6[the MX has no IPv6 address]"
+  "--lifetime[of what the firewall lists by itself (default\: 1h)]:TIME:"
+  "--mark[role dsr\: the firewall mark and routing table (default\: 0x19)]:N:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_turnawayctl_firewall_rules_defaults_added=0
 
 _shtab_turnawayctl_loglevel_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
@@ -133,6 +170,7 @@ _shtab_turnawayctl() {
       (( CURRENT += 1 ))
       curcontext="${curcontext%:*:*}:_shtab_turnawayctl-$line[1]:"
       case $line[1] in
+        firewall) _shtab_turnawayctl_firewall ;;
         loglevel) _arguments -C -s $_shtab_turnawayctl_loglevel_options ;;
         pause) _arguments -C -s $_shtab_turnawayctl_pause_options ;;
         reload) _arguments -C -s $_shtab_turnawayctl_reload_options ;;
@@ -141,6 +179,29 @@ _shtab_turnawayctl() {
         status) _arguments -C -s $_shtab_turnawayctl_status_options ;;
         tail) _arguments -C -s $_shtab_turnawayctl_tail_options ;;
         top) _arguments -C -s $_shtab_turnawayctl_top_options ;;
+      esac
+  esac
+}
+
+_shtab_turnawayctl_firewall() {
+  local context state line curcontext="$curcontext" one_or_more='(*)' remainder='(-)*:' default='*::: :->firewall'
+
+  # Add default positional/remainder specs only if none exist, and only once per session
+  if (( ! _shtab_turnawayctl_firewall_defaults_added )); then
+    if (( ${_shtab_turnawayctl_firewall_options[(I)${(q)one_or_more}*]} +          ${_shtab_turnawayctl_firewall_options[(I)${(q)remainder}*]} +          ${_shtab_turnawayctl_firewall_options[(I)${(q)default}]} == 0 )); then
+      _shtab_turnawayctl_firewall_options+=(': :_shtab_turnawayctl_firewall_commands' '*::: :->firewall')
+    fi
+    _shtab_turnawayctl_firewall_defaults_added=1
+  fi
+  _arguments -C -s $_shtab_turnawayctl_firewall_options
+
+  case $state in
+    firewall)
+      words=($line[1] "${words[@]}")
+      (( CURRENT += 1 ))
+      curcontext="${curcontext%:*:*}:_shtab_turnawayctl_firewall-$line[1]:"
+      case $line[1] in
+        rules) _arguments -C -s $_shtab_turnawayctl_firewall_rules_options ;;
       esac
   esac
 }

@@ -215,7 +215,11 @@ def test_the_commands_of_turnawayctl_and_their_options() -> None:
         line = f"{name}{' ' * bool(argument)}{optional}{'Ar ' * bool(argument)}{argument}"
         own = {key: value for key, value in offered(parser).items() if key not in everywhere}
         assert valued(section("turnawayctl.8", line, "Ss")) == own, name
-        words = [(one.metavar, one.nargs) for one in parser._actions if not one.option_strings]
+        words = [
+            (one.metavar, None if one.nargs == argparse.PARSER else one.nargs)
+            for one in parser._actions
+            if not one.option_strings
+        ]
         assert words == ([(argument, "?" if optional else None)] if argument else []), name
 
 

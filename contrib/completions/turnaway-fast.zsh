@@ -30,6 +30,7 @@ _shtab_turnaway_fast_options=(
   "--chroot[root directory after the start]:DIR:"
   "--pidfile[default\: \/var\/run\/COMMAND.pid, or \$XDG_RUNTIME_DIR\/COMMAND.pid when not root]:PATH|none:"
   "--control[control socket (default\: \/var\/run\/COMMAND.ctl, or in \$XDG_RUNTIME_DIR)]:PATH|none:"
+  "--sandbox[give up everything but answering after the start\: on where the kernel can, off, or require (default\: on)]:HOW:"
   {-w,--workers}"[threads that answer (default\: auto, one a core)]:N|auto:"
   "--max-held[sockets held for clients that talk early or must be waited for, 0..131072 (default\: 4096)]:N:"
   "--max-held-source[of them, for one address or IPv6 \/64, 1..131072 (default\: 64)]:N:"

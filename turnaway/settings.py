@@ -5,7 +5,7 @@ nothing of Turnaway's, and everything may import it.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 LogTarget = Literal["syslog", "stderr", "json", "none"]
 Detail = Literal["none", "capped", "sample", "all"]
@@ -94,6 +94,7 @@ class Listener:
     contact: str = ""
     detail: tuple[Detail, int] | None = None  # its own --log-connections
     waits: Waits = field(default_factory=lambda: Waits())
+    listed: str = ""  # the list it speaks to the clients of; see answers.told()
 
     @property
     def ipv6(self) -> bool:
@@ -121,6 +122,28 @@ class Listener:
     @property
     def lines(self) -> tuple[Line, ...]:
         return (self.persona.single,) if self.single_line else self.persona.lines
+
+
+@dataclass(frozen=True, slots=True)
+class List:
+    """Whose addresses it has, and what they are told."""
+
+    name: str
+    files: tuple[str, ...]  # absolute paths
+    format: str | None = None  # of all its files; None: each is recognised
+    persona: Persona | None = None  # None: the listener's
+    contact: str = ""  # "": the listener's
+    allow: bool = False  # nobody on it should have come here: no answer
+
+
+class Lookup(Protocol):
+    """The lists' addresses; see lists/table.py."""
+
+    def find(self, address: bytes) -> tuple[int, str] | None:
+        """The number of the list that 16 octets are on, and the file:line."""
+
+    def block(self) -> bytes:
+        """The same, as the loops look it up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,3 +199,5 @@ class Settings:
     detail: Detail = "capped"
     detail_number: int = 20
     limits: Limits = field(default_factory=Limits)
+    lists: tuple[List, ...] = ()
+    lookup: Lookup | None = field(default=None, compare=False, repr=False)  # None: no lists

@@ -41,7 +41,7 @@ APART = {"ctl"}
 EXT_ROWS: tuple[set[str], ...] = (
     {"net", "sandbox"},
     {"slot", "ring", "counters", "source", "probe", "http", "quit"},
-    {"pool", "tally", "line"},
+    {"pool", "tally", "line", "lists"},
     {"listeners"},
     {"answer"},
     {"client"},

@@ -37,6 +37,10 @@ class Listed:
         for entries in self.packed.values():
             entries.sort()
 
+    def forget(self) -> None:
+        """Keep only what where() needs."""
+        self.packed = {4: [], 6: []}
+
     def __len__(self) -> int:
         """How many entries there are, of both families."""
         return sum(map(len, self.packed.values()))

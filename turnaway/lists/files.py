@@ -47,6 +47,21 @@ def octets(path: str) -> bytes:
     return found.removeprefix(b"\xef\xbb\xbf")
 
 
+def openable(path: str, uid: int, gid: int) -> bool:
+    """Whether this user, of this group alone, may read a file: by the modes of the
+    file and of the directories above it."""
+    path, bit = os.path.realpath(path), stat.S_IROTH
+    while True:
+        status = os.stat(path)
+        # The bits of the first that fits count, path_resolution(7).
+        shift = 6 if status.st_uid == uid else 3 if status.st_gid == gid else 0
+        if not status.st_mode & (bit << shift):
+            return False
+        if path == "/":
+            return True
+        path, bit = os.path.dirname(path), stat.S_IXOTH
+
+
 def read(path: str, format: str | None, reading: Reading) -> str | None:
     """Add a file's entries to `reading`, and its mistakes; the format it is in."""
     try:

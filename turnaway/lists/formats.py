@@ -263,8 +263,10 @@ VALUE = re.compile(r":[0-9]{1,3}(?:\.[0-9]{1,3}){0,3}(?::|\s|$)")
 def rbldnsd(reading: Reading, lines: list[str], start: int) -> None:
     for at, line in enumerate(lines, start):
         text = line.strip()
-        if not text or text[0] in "#;:":
+        if not text or text[0] in "#;":
             continue
+        if text[0] == ":" and not is_address(text.split()[0].partition("/")[0]):
+            continue  # a value for what follows; in a set of IPv6, ::1 is an entry
         if text[0] == "$":
             found = re.match(r"\$DATASET\s+([^\s:]+)", text, re.I)
             if found and found[1].lower() not in _DATASETS:
@@ -272,8 +274,11 @@ def rbldnsd(reading: Reading, lines: list[str], start: int) -> None:
             continue
         excluded = text[0] == "!"
         words = _uncommented(text[excluded:].lstrip()).split(None, 1)
+        entry = words[0] if words else ""
+        if found := re.match(r"([0-9]+[./-][0-9./-]*):", entry):
+            entry = found[1]  # its value follows without a space
         try:
-            version, first, last = _zone_span(words[0] if words else "")
+            version, first, last = _zone_span(entry)
         except Wrong as wrong:
             reading.wrong(at, text, wrong)
         else:

@@ -313,7 +313,8 @@ class _Reading:
         command.became[settling.asked] = settings.identity
         if file is not None:
             shipped = (str(personas.HOME / f"{name}.toml") for name in personas.NAMES)
-            command.sources = [*files.sources, *shipped]
+            listed = (path for one in settings.lists for path in one.files)
+            command.sources = [*files.sources, *shipped, *listed]
         return command, file
 
     def _line(self) -> Draft:

@@ -9,7 +9,7 @@ of sandbox.h, which sandbox.py makes once.
 """
 
 from cpython.pycapsule cimport PyCapsule_New
-from libc.stdint cimport int32_t, uint32_t
+from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
@@ -26,9 +26,10 @@ from posix.unistd cimport close
 from ring cimport Record
 from sandbox cimport (
     SANDBOX_MAKE, SANDBOX_READ, SANDBOX_REMOVE, SANDBOX_WRITE,
-    sandbox_capability_mode, sandbox_landlock_abi, sandbox_landlock_begin, sandbox_landlock_end,
-    sandbox_landlock_path, sandbox_landlock_port, sandbox_no_new_privileges, sandbox_pledge,
-    sandbox_undumpable, sandbox_unveil,
+    sandbox_capabilities, sandbox_capability_mode, sandbox_keep_capabilities,
+    sandbox_landlock_abi, sandbox_landlock_begin, sandbox_landlock_end, sandbox_landlock_path,
+    sandbox_landlock_port, sandbox_limit_capabilities, sandbox_no_new_privileges,
+    sandbox_pledge, sandbox_undumpable, sandbox_unveil,
 )
 from slot cimport SLOT_MARKS, SLOT_OCTETS, Answer, slot_publish
 from slot cimport WORDS as WORDS_COUNT
@@ -132,6 +133,24 @@ def pledge(str promises):
 def capability_mode():
     """cap_enter(2) of FreeBSD.  Raises OSError."""
     done(sandbox_capability_mode(), "cap_enter")
+
+
+def capabilities():
+    """The permitted capabilities of this thread as bits, capabilities(7); 0 where a
+    system has none."""
+    return sandbox_capabilities()
+
+
+def limit_capabilities(uint64_t kept):
+    """Give up all capabilities but those of the bits `kept`, and have these in
+    effect.  Raises OSError, such as EPERM for one that is not permitted."""
+    done(sandbox_limit_capabilities(kept), "capset")
+
+
+def keep_capabilities(bint keep):
+    """Whether they stay permitted when this thread becomes an ordinary user.
+    Raises OSError."""
+    done(sandbox_keep_capabilities(keep), "keepcaps")
 
 
 def accept_policy(int error):
@@ -327,6 +346,11 @@ cdef class Board:
         facts.detail_number = number
         facts.detail = DETAILS.index(mode)
         facts.own_detail = own
+
+    def logs_connections(self, int listener):
+        """(mode, number, own) as log_connections() set them last."""
+        cdef Facts *facts = &self.memory.facts[self.check_listener(listener)]
+        return DETAILS[facts.detail], facts.detail_number, bool(facts.own_detail)
 
     def pause(self, int listener, bint paused):
         """Take no connections on a listener, or take them again; the kernel keeps

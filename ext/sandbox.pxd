@@ -1,5 +1,7 @@
 """What `sandbox.h` offers, declared for Cython.  Meanings stand there."""
 
+from libc.stdint cimport uint64_t
+
 cdef extern from "sandbox.h" nogil:
     enum:
         SANDBOX_READ
@@ -8,6 +10,9 @@ cdef extern from "sandbox.h" nogil:
         SANDBOX_REMOVE
 
     int sandbox_no_new_privileges()
+    uint64_t sandbox_capabilities()
+    int sandbox_limit_capabilities(uint64_t kept)
+    int sandbox_keep_capabilities(int keep)
     int sandbox_undumpable()
     int sandbox_landlock_abi()
     int sandbox_landlock_begin(int abi, int bind)

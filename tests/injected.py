@@ -82,6 +82,7 @@ class Puppet:
         self._memory = os.open(f"/proc/{tid}/mem", os.O_RDWR)
         self._saved = self._registers()
         self._free = self._saved.rsp - BELOW
+        self._is_another = False  # another program runs in it now
 
     def in_call(self) -> bool:
         """Whether it waits in the kernel: the instruction that brought it there can be
@@ -115,7 +116,9 @@ class Puppet:
         _, status = os.waitpid(self.tid, WALL)
         if not os.WIFSTOPPED(status):
             raise ProcessLookupError(f"{self.tid} ended in {name}")
-        return ctypes.c_longlong(self._registers().rax).value
+        result = ctypes.c_longlong(self._registers().rax).value
+        self._is_another = name == "execve" and result == 0
+        return result
 
     def said(self, name: str, *arguments: int | bytes) -> str:
         """The same as a word: the name of the error, or "done"."""
@@ -124,7 +127,8 @@ class Puppet:
 
     def let_go(self) -> None:
         with contextlib.suppress(OSError):
-            _ptrace(SETREGS, self.tid, ctypes.byref(self._saved))
+            if not self._is_another:
+                _ptrace(SETREGS, self.tid, ctypes.byref(self._saved))
             _ptrace(DETACH, self.tid)
         os.close(self._memory)
 

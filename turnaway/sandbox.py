@@ -69,9 +69,13 @@ class Sandbox:
     def __init__(self, settings: Settings, sources: Iterable[str] | None) -> None:
         self._settings = settings
         self._sources = sources
-        # A reload may bind another address, on the ports that the settings have.
-        self._ports = set() if sources is None else {one.port for one in settings.listeners}
-        self._bound_to: set[int] | None = None  # once closed: the ports that can be bound
+        # A reload may bind another address, on the ports that the settings have; any
+        # port only for who said so.
+        self._ports: set[int] | None = {one.port for one in settings.listeners}
+        if sources is None:
+            self._ports = set()
+        elif settings.keep_bind:
+            self._ports = None
         self._held: list[_Need] = []
         self.in_force = "off"
         if settings.sandbox == "off":
@@ -135,10 +139,6 @@ class Sandbox:
                 os.close(need.fd)
             self._held.clear()
 
-    def forbids(self, port: int) -> bool:
-        """Whether it is the sandbox that keeps a reload from binding this port."""
-        return self._bound_to is not None and port not in self._bound_to
-
     def _give_up(self) -> str:
         if sys.platform.startswith("openbsd"):
             return self._openbsd()
@@ -163,8 +163,6 @@ class Sandbox:
         finally:
             for fd in opened:
                 os.close(fd)
-        if abi >= _NETWORK:
-            self._bound_to = self._ports
         lacks = " (files only)" if abi < _NETWORK else " (files and TCP)" if abi < _SCOPES else ""
         return f"landlock ABI {abi}{lacks}"
 

@@ -6,7 +6,6 @@ than one value.  A listener's own value wins; then the command line's; then the
 top of the files; then the persona's, or the default.
 """
 
-import functools
 import grp
 import importlib.util
 import os
@@ -41,21 +40,6 @@ MOST_LISTENERS = 4096
 DEFAULT_PERSONA = "mail"  # 421: the one that loses nothing when it was a mistake
 
 
-# A reload may be read in a chroot, where none of this is to be found any more: what
-# was found once is remembered, and what was not is looked for again.
-
-
-@functools.cache
-def _user(name: str) -> pwd.struct_passwd:
-    return pwd.getpwnam(name)
-
-
-@functools.cache
-def _group(name: str) -> grp.struct_group:
-    return grp.getgrnam(name)
-
-
-@functools.cache
 def _enterable(path: str) -> None:
     """Raises OSError for what is no absolute path of a directory; what is shipped is
     read before it cannot be."""
@@ -63,11 +47,6 @@ def _enterable(path: str) -> None:
         raise NotADirectoryError(path)
     for name in personas.NAMES:
         personas.shipped(name)
-
-
-@functools.cache
-def _installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
 
 
 @dataclass
@@ -181,7 +160,7 @@ class Settling:
             )
         metrics: Exposition | None = self.value("metrics", None)
         wanted = metrics is not None and self.became is None
-        if wanted and not _installed("prometheus_client"):
+        if wanted and importlib.util.find_spec("prometheus_client") is None:
             self.mistakes.add(f"{self.where('metrics')}: {PROMETHEUS}", CONFIGURATION)
         lookup = self._lookup(asked)
         self.mistakes.finish()
@@ -390,7 +369,7 @@ class Settling:
         entry = None
         for name in (user,) if user is not None else ("turnaway", "nobody"):
             try:
-                entry = _user(name)
+                entry = pwd.getpwnam(name)
                 break
             except (KeyError, ValueError):  # ValueError: not even text
                 continue
@@ -405,7 +384,7 @@ class Settling:
         gid = entry.pw_gid
         if group is not None:
             try:
-                gid = _group(group).gr_gid
+                gid = grp.getgrnam(group).gr_gid
             except (KeyError, ValueError):
                 self.mistakes.add(
                     f"{self.where('group')} {group}: no such group; create it, or name another",

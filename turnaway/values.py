@@ -104,7 +104,9 @@ def number(text: str, least: int, most: int, also: str = "") -> int:
 
 def workers(text: str) -> int:
     if text == "auto":
-        return min(len(os.sched_getaffinity(0)), MOST_WORKERS)
+        # OpenBSD, NetBSD and macOS bind no process to processors.
+        ask = getattr(os, "sched_getaffinity", None)
+        return min(len(ask(0)) if ask else os.cpu_count() or 1, MOST_WORKERS)
     return number(text, 1, MOST_WORKERS, " or auto")
 
 

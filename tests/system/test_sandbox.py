@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import re
-import resource
 import signal
 import socket
 import subprocess
@@ -482,15 +481,11 @@ def test_no_core_is_written(syslog: Syslog, tmp_path: Path, how: str, cores: int
     folder.mkdir()
     folder.chmod(0o777)
 
-    def unlimited() -> None:
-        resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-
     with running(
         syslog,
         *("--sandbox", how),
-        wrapper=as_nobody(),
+        wrapper=["prlimit", "--core=unlimited", *as_nobody()],
         cwd=folder,
-        preexec_fn=unlimited,
     ) as daemon:
         limits = Path(f"/proc/{daemon.pid}/limits").read_text()
         owner = os.stat(f"/proc/{daemon.pid}/environ").st_uid

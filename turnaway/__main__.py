@@ -46,9 +46,10 @@ def _show_banners(settings: Settings) -> None:
 
 
 def _check(settings: Settings) -> None:
-    for listener in settings.listeners:
-        for said in answers.warnings(listener):
-            print(f"{settings.program}: warning: {said}", file=sys.stderr)
+    from turnaway import lint  # the daemon has no use for it
+
+    for said in lint.warnings(settings):
+        print(f"{settings.program}: warning: {said}", file=sys.stderr)
     for path in [path for one in settings.lists for path in one.files]:
         if settings.identity and not openable(path, settings.identity.uid, settings.identity.gid):
             print(

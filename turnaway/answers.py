@@ -114,29 +114,3 @@ def mistakes(listener: Listener) -> list[str]:
             f" got {listener.protocol}"
         )
     return found
-
-
-def warnings(listener: Listener) -> list[str]:
-    """Where code and policy disagree with the RFCs; it is the operator's choice."""
-    said = []
-    speaks = listener.protocol in ("smtp", "auto")
-    if speaks and listener.code == 554 and listener.close != "quit":
-        said.append(
-            f"{listener.place}: after a 554 greeting a server waits for QUIT (RFC 5321 3.1);"
-            f" close policy {listener.close} does not, --close quit does, and 421 need not"
-        )
-    if speaks and listener.code == 521 and listener.persona.name != "mail":
-        said.append(
-            f"{listener.place}: 521 is for hosts that never accept mail (RFC 7504 3), persona"
-            f" {listener.persona.name} refuses some clients only; 554 says that"
-        )
-    if not listener.timewait and listener.close in ("drain", "quit"):
-        said.append(
-            f"{listener.place}: timewait no spares only clients that are closed first; with close"
-            f" policy {listener.close} most close themselves, and leave a TIME-WAIT all the same"
-        )
-    if speaks and listener.close == "reset":
-        said.append(
-            f"{listener.place}: close policy reset loses messages; clients see an error instead"
-        )
-    return said

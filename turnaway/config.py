@@ -109,6 +109,7 @@ class _File:
         found: dict[str, Any] = {
             "user": table.string("user"),
             "group": table.string("group"),
+            "keep-bind": table.boolean("keep-bind"),
             "chroot": self._text(table, "chroot", values.absolute),
             "log": self._text(table, "log", values.log),
             "metrics": self._text(table, "metrics", values.metrics),
@@ -207,7 +208,12 @@ class _File:
         if name is None:
             return None
         number = table.path[-1]
-        return ListenerDraft(f"{where}: listener[{number}]", places, name, own)
+        wheres = {
+            key: f"{table.where(key)}: listener[{number}].{key}"
+            for key in ("address", "name", *own)
+            if key in table.data
+        }
+        return ListenerDraft(f"{where}: listener[{number}]", places, name, own, wheres)
 
     def _list(self, table: Table) -> ListDraft | None:
         where = self.document.where(table.path)

@@ -47,6 +47,7 @@ class ListenerDraft:
     places: list[tuple[str, int]]
     name: str
     values: dict[str, Any] = field(default_factory=dict)
+    wheres: dict[str, str] = field(default_factory=dict)  # of its keys, in a file
 
 
 @dataclass
@@ -152,6 +153,7 @@ class Settling:
             workers=self.value("workers", workers("auto")),
             foreground=foreground,
             identity=identity,
+            keep_bind=self.value("keep-bind", False),
             chroot=self.value("chroot", None),
             pidfile=pidfile,
             control=control,
@@ -231,9 +233,16 @@ class Settling:
                 self.value("contact", "", draft),
                 detail,
                 waits,
+                wheres=self._wheres(draft),
             )
             for address, port in draft.places
         ]
+
+    def _wheres(self, draft: ListenerDraft) -> dict[str, str]:
+        """Where in the files a listener's values stood; one that is the command line's
+        or a default is not there."""
+        found = {key: at for key, at in self.files.wheres.items() if key not in self.line.values}
+        return {**found, **draft.wheres}
 
     def _persona(self, draft: ListenerDraft) -> Persona | None:
         default = next(

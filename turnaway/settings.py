@@ -4,6 +4,7 @@ Plain frozen data; whoever makes one has checked it.  This module imports
 nothing of Turnaway's, and everything may import it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -92,6 +93,8 @@ class Listener:
     detail: tuple[Detail, int] | None = None  # its own --log-connections
     waits: Waits = field(default_factory=lambda: Waits())
     listed: str = ""  # the list it speaks to the clients of; see answers.told()
+    # Key -> file:line: key, for messages; what no file gave is not there.
+    wheres: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @property
     def ipv6(self) -> bool:
@@ -185,6 +188,7 @@ class Settings:
     workers: int
     foreground: bool = False
     identity: Identity | None = None  # None: not root, stay who we are
+    keep_bind: bool = False  # keep CAP_NET_BIND_SERVICE after the start
     chroot: str | None = None
     pidfile: str | None = None
     control: str | None = None  # the control socket

@@ -498,6 +498,7 @@ max-held = 11
 max-held-source = 3
 records = 128
 workers = 5
+keep-bind = true
 pidfile = "/x/\\u007f\U0001f600.pid"
 control = "/x/c.ctl"
 log-connections = "sample:9"

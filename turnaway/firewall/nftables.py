@@ -95,6 +95,7 @@ def _declared(plan: Plan) -> list[str]:
             lines.append(f"\tcounter {_counter(version, one.name)} {{ }}")
         if hosts := _hosts(plan, version):
             lines.append(f"\tset hosts{version} {{ {kind} }}")
+            lines.append(f"\tcounter answered{version} {{ }}")
             if len(hosts) > 1 and plan.role == "router":
                 daddr = "ip daddr" if version == 4 else "ip6 daddr"
                 lines.append(
@@ -196,10 +197,19 @@ def _guarding(plan: Plan) -> list[str]:
     stranger = "ct status & dnat == 0 reject with tcp reset"
     if plan.role == "host":
         lines.append(f'\t\ttcp dport {ports} iifname != "lo" {stranger}')
-    for version in families(plan) if plan.role != "host" else ():
+        return [*lines, "\t}"]
+    for version in families(plan):
         daddr = _field(version, "daddr")
         lines.append(
             f'\t\tiifname "{plan.wan}" {daddr} @hosts{version} tcp dport {ports} {stranger}'
+        )
+    # A SYN-ACK on its way out: a diversion host is alive, and its way back passes here.
+    ours = "ct status & dnat != 0" if plan.role == "router" else f"ct mark {plan.mark:#x}"
+    for version in families(plan):
+        saddr = f"{_field(version, 'saddr')} @{'hosts' if plan.role == 'router' else 'mx'}{version}"
+        lines.append(
+            f"\t\t{saddr} tcp flags & (syn | ack) == (syn | ack) ct direction reply {ours}"
+            f" counter name answered{version}"
         )
     return [*lines, "\t}"]
 

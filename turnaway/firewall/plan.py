@@ -80,6 +80,11 @@ class Plan:
     mark: int  # of role dsr: firewall mark, and number of the routing table
 
     @property
+    def hosts(self) -> tuple[Address, ...]:
+        """The diversion hosts, of both families."""
+        return (*self.hosts4, *self.hosts6)
+
+    @property
     def diversion_ports(self) -> tuple[int, ...]:
         """Where the daemon listens: unique, sorted."""
         return tuple(sorted({self.auto_port, *(one.port for one in self.lists)}))
@@ -179,6 +184,8 @@ def listed(text: str) -> Listed:
             "the name of a list: expected a small letter, then at most 14 small letters, digits"
             f" or hyphens, got {name!r}"
         )
+    if name == "auto":
+        raise ValueError("auto4 and auto6 have that name already; expected another than 'auto'")
     if not file.isprintable():
         raise ValueError(f"list {name}: expected a path of printable characters, got {file!r}")
     try:

@@ -143,7 +143,7 @@ class Shell:
                 pytest.fail(f"{self.name}: no end of {command!r} within {SECONDS} s: {said}")
             self._left += more
         printed, self._left = self._left[: over.start()], self._left[over.end() :]
-        text = printed.decode(errors="replace")
+        text = printed.decode(errors="replace").replace("\r\n", "\n")  # SMTP's lines
         return int(over[1]), text if not text or text.endswith("\n") else text + "\n"
 
     def close(self) -> None:

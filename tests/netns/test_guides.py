@@ -17,7 +17,11 @@ from tests.netns.mail import Postbox
 RUN = {
     "nftables": ("nft",),
     "iptables": ("iptables", "ipset", "nfct"),
+    "firewalld": ("nft", "firewalld", "firewall-cmd", "dbus-daemon"),
+    "ufw": ("nft", "ufw"),
+    "shorewall": ("shorewall", "shorewall6", "ipset"),
     "fail2ban": ("nft", "fail2ban-server"),
+    "crowdsec": ("nft", "crowdsec", "cscli", "crowdsec-firewall-bouncer"),
 }
 PAGES = sorted(GUIDES.glob("*.md"))
 

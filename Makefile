@@ -3,6 +3,7 @@
 # make lint   ruff and mypy
 # make bench  the benchmarks (pytest-benchmark)
 # make fuzz   5 million executions of the fuzz targets (FUZZ_TIMES=10: 50 million); needs clang
+# make sanitize  loops, tests and parts under the sanitizers and valgrind: 20 minutes
 # make clean  what the others made
 #
 # A stamp in .venv tells what is installed there, so that nothing is done twice.
@@ -13,7 +14,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 EXT    := $(wildcard ext/*.pyx ext/*.pxd ext/*.h) setup.py
 
-.PHONY: run test lint bench fuzz clean
+.PHONY: run test lint bench fuzz sanitize clean
 
 $(VENV)/stamp-venv:
 	$(PYTHON) -m venv $(VENV)
@@ -67,6 +68,9 @@ FUZZ_TIMES ?= 1
 
 fuzz: $(VENV)/stamp-build
 	$(BIN)/python tests/fuzz/fuzzers.py run --times $(FUZZ_TIMES)
+
+sanitize: $(VENV)/stamp-package $(VENV)/stamp-test
+	$(BIN)/python tests/sanitize/sanitizers.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info turnaway/*.so

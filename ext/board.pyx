@@ -339,10 +339,10 @@ cdef class Board:
                 STATES[net_load32(&self.memory.worker[which].state)],
                 self.memory.worker[which].error,
                 net_load64(&self.memory.worker[which].turns),
-                self.memory.worker[which].resting,
-                self.memory.worker[which].pool.used,
-                bool(self.memory.worker[which].pool.stress),
-                self.memory.worker[which].pool.stresses,
+                net_load32(&self.memory.worker[which].resting),
+                net_load32(&self.memory.worker[which].pool.used),
+                bool(net_load32(&self.memory.worker[which].pool.stress)),
+                net_load64(&self.memory.worker[which].pool.stresses),
                 bool(self.memory.worker[which].own_table),
             ))
         return states
@@ -351,10 +351,12 @@ cdef class Board:
         """The counters of one listener in one worker, in the order of COUNTERS."""
         cdef int index
         cdef Listening *listening = &self.worker_at(worker).listening[self.check_listener(listener)]
-        return tuple([
-            net_load64(&listening.counters.count[index])
-            for index in range(<int>COUNTER_COUNT)
-        ])
+        counts = [0] * <int>COUNTER_COUNT
+        # Last to first: a connection is counted before what becomes of it, so
+        # that no look sees more answers than connections.
+        for index in range(<int>COUNTER_COUNT - 1, -1, -1):
+            counts[index] = net_load64(&listening.counters.count[index])
+        return tuple(counts)
 
     def dropped(self):
         """Records dropped because a ring was full, over all workers."""

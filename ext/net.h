@@ -302,13 +302,14 @@ static inline uint32_t net_load32(const uint32_t *from)
 static inline void net_store32(uint32_t *to, uint32_t value)
 { __atomic_store_n(to, value, __ATOMIC_RELEASE); }
 
-/* A counter with one writer: no lock prefix, yet never a torn read. */
+/* A counter with one writer: no lock prefix, yet never a torn read; who sees
+ * it sees everything that was counted before it. */
 static inline uint64_t net_load64(const uint64_t *from)
-{ return __atomic_load_n(from, __ATOMIC_RELAXED); }
+{ return __atomic_load_n(from, __ATOMIC_ACQUIRE); }
 static inline void net_add64(uint64_t *to, uint64_t more)
 {
     __atomic_store_n(to, __atomic_load_n(to, __ATOMIC_RELAXED) + more,
-                     __ATOMIC_RELAXED);
+                     __ATOMIC_RELEASE);
 }
 
 #endif

@@ -252,7 +252,7 @@ class Settling:
         return self._persona_named(
             self.value("persona", default, draft),
             f"{draft.where}: persona" if "persona" in draft.values else self.where("persona"),
-            CONFIGURATION if draft in self.files.listeners else USAGE,
+            USAGE if self.line.listeners else CONFIGURATION,
         )
 
     def _persona_named(self, name: str, where: str, status: int) -> Persona | None:

@@ -8,7 +8,7 @@ with file, line and key where what it is about came from a file, else with the l
 import re
 from collections.abc import Iterable
 
-from turnaway import banner, page, personas
+from turnaway import answers, banner, page, personas
 from turnaway.exits import Failure
 from turnaway.settings import Line, Listener, Settings
 
@@ -36,9 +36,9 @@ def warnings(settings: Settings) -> list[str]:
     said: list[str] = []
     for listener in settings.listeners:
         said += _policy(listener)
-        said += _reason(listener)
-        said += _dotted(listener)
-        said += _segment(listener)
+        listed = [one for one in settings.lists if not one.allow]
+        for voice in (listener, *(answers.told(listener, one) for one in listed)):
+            said += [*_reason(voice), *_dotted(voice), *_segment(voice)]
         said += _overlap(listener, settings.listeners)
     return list(dict.fromkeys(said))
 

@@ -35,7 +35,8 @@ GUIDES = ROOT / "docs" / "divert"
 SECONDS = 40.0  # for one command
 
 _FENCE = re.compile(
-    r"^<!-- (?P<what>run|file: (?P<path>\S+)) -->\n```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.M | re.S
+    r"^<!-- (?P<what>run|file: (?P<path>\S+)) -->\n```(?P<kind>\w*)\n(?P<text>.*?)^```$",
+    re.M | re.S,
 )
 _PROMPT = re.compile(r"(?P<host>mx|listed|other)[#$] (?P<command>.*)")
 

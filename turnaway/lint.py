@@ -6,6 +6,7 @@ with file, line and key where what it is about came from a file, else with the l
 """
 
 import re
+import socket
 from collections.abc import Iterable
 
 from turnaway import answers, banner, page, personas
@@ -71,6 +72,8 @@ def _policy(listener: Listener) -> Iterable[str]:
             f"{at}: timewait no spares only clients that are closed first; with close"
             f" policy {listener.close} most close themselves, and leave a TIME-WAIT all the same"
         )
+    if not listener.timewait and not hasattr(socket, "TCP_LINGER2"):
+        yield f"{at}: timewait no has no effect on this system"
     if _speaks(listener) and listener.close == "reset":
         yield (
             f"{_at(listener, 'close', 'persona', 'address')}: close policy reset loses messages;"

@@ -45,6 +45,8 @@ def octets_of(path: pathlib.Path, status: int, guarded: bool) -> bytes:
             return file.read(MOST_OCTETS)
     except OSError as error:
         raise Failure(status, f"{path}: {error.strerror}") from None
+    except ValueError as error:  # a NUL in the path
+        raise Failure(status, f"{str(path)!r}: {error}") from None
 
 
 class Document:

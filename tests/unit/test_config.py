@@ -452,6 +452,19 @@ def test_what_is_no_toml(file: Path, octets: bytes, said: str) -> None:
     assert len(reason) < 500
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        *('pidfile = "/a\\u0000"', 'control = "/a\\u0000"', 'log = "json:/a\\u0000"'),
+        *('log = "syslog:/a\\u0000"', 'metrics = "unix:/a\\u0000"', 'chroot = "/a\\u0000"'),
+        'metrics = "file:/a\\u0000.prom"',
+    ],
+)
+def test_no_path_has_a_nul(file: Path, line: str) -> None:
+    (said,) = mistakes(file, f"{line}\n{MOST}")
+    assert said.startswith(f"1: {line.split()[0]}: expected ")
+
+
 def test_as_many_listeners_as_there_may_be_are_read_in_a_second_or_two(file: Path) -> None:
     """Twenty times as long would be a daemon that stands still in a reload."""
     text = 'location = "Earth"\n' + "".join(

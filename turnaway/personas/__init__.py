@@ -13,6 +13,7 @@ What the text may contain is banner.py's business; here it is only read, and
 every mistake is told with file and line.
 """
 
+import functools
 from pathlib import Path
 
 from turnaway.exits import DATA
@@ -78,6 +79,7 @@ def _close(name: str) -> Close:
     return next(close for close in CLOSES if close == name)
 
 
+@functools.cache
 def shipped(name: str) -> Persona:
-    """One of NAMES."""
+    """One of NAMES; read once, for a chroot has none of them."""
     return read(HOME / f"{name}.toml")

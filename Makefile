@@ -1,6 +1,7 @@
 # make run    build, and turn connections away on 127.0.0.1:2525 and [::1]:2525
 # make test   everything the tests need, then pytest
 # make lint   ruff and mypy
+# make failover  diversion hosts that fail and come back, and how many clients got no banner
 # make bench  the benchmarks (pytest-benchmark)
 # make fuzz   5 million executions of the fuzz targets (FUZZ_TIMES=10: 50 million); needs clang
 # make sanitize  loops, tests and parts under the sanitizers and valgrind: 20 minutes
@@ -14,7 +15,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 EXT    := $(wildcard ext/*.pyx ext/*.pxd ext/*.h) setup.py
 
-.PHONY: run test lint bench fuzz sanitize clean
+.PHONY: run test failover lint bench fuzz sanitize clean
 
 $(VENV)/stamp-venv:
 	$(PYTHON) -m venv $(VENV)
@@ -35,7 +36,10 @@ $(VENV)/stamp-test: $(VENV)/stamp-build
 	$(PIP) --group test
 	touch $@
 
-$(VENV)/stamp-lint: $(VENV)/stamp-build
+$(VENV)/stamp-failover: $(VENV)/stamp-package $(VENV)/stamp-test
+	$(BIN)/python -m pytest -m failover tests/netns $(PYTEST_ARGS)
+
+lint: $(VENV)/stamp-build
 	$(PIP) --group lint --group test
 	touch $@
 

@@ -36,10 +36,7 @@ $(VENV)/stamp-test: $(VENV)/stamp-build
 	$(PIP) --group test
 	touch $@
 
-$(VENV)/stamp-failover: $(VENV)/stamp-package $(VENV)/stamp-test
-	$(BIN)/python -m pytest -m failover tests/netns $(PYTEST_ARGS)
-
-lint: $(VENV)/stamp-build
+$(VENV)/stamp-lint: $(VENV)/stamp-build
 	$(PIP) --group lint --group test
 	touch $@
 
@@ -58,6 +55,9 @@ run: $(VENV)/stamp-package
 
 test: $(VENV)/stamp-package $(VENV)/stamp-test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+failover: $(VENV)/stamp-package $(VENV)/stamp-test
+	$(BIN)/python -m pytest -m failover tests/netns $(PYTEST_ARGS)
 
 lint: $(VENV)/stamp-package $(VENV)/stamp-lint
 	$(BIN)/ruff check .

@@ -124,6 +124,31 @@ static inline int net_local(int fd, struct sockaddr_storage *local)
 }
 
 /*
+ * The address that was called before a firewall's redirect or dnat changed it:
+ * 0, or -1 with ENOPROTOOPT where the kernel follows no connections at all, with
+ * ENOENT where not this one.  netfilter's SO_ORIGINAL_DST (80, for IPv6 too:
+ * linux/netfilter_ipv4.h, ip6_tables.h) goes by the family of the client, also on
+ * a socket of both families; no privilege is needed.
+ */
+static inline int net_original(int fd, int six, struct sockaddr_storage *called)
+{
+#if defined(__linux__)
+    socklen_t size = sizeof *called;
+    return getsockopt(fd, six ? IPPROTO_IPV6 : IPPROTO_IP, 80, called, &size);
+#else
+    (void)fd, (void)six, (void)called;
+    errno = ENOPROTOOPT;
+    return -1;
+#endif
+}
+
+/* What the client has sent, and leave it there; returns as recv(2). */
+static inline ssize_t net_peek(int fd, unsigned char *octets, size_t most)
+{
+    return recv(fd, octets, most, MSG_DONTWAIT | MSG_PEEK);
+}
+
+/*
  * An address as 16 octets, IPv4 in its v4-mapped form (RFC 4291 2.5.5.2), so
  * that one record serves both families.  Returns the port, host order.
  */

@@ -22,6 +22,8 @@ cdef extern from "net.h" nogil:
     ssize_t net_discard(int fd, size_t most)
     int net_half_close(int fd)
     int net_local(int fd, sockaddr_storage *local)
+    int net_original(int fd, int six, sockaddr_storage *called)
+    ssize_t net_peek(int fd, unsigned char *octets, size_t most)
     uint16_t net_unpack(const sockaddr_storage *source, unsigned char *address)
     int64_t net_calendar()
     int64_t net_steady()

@@ -7,9 +7,11 @@ from typing_extensions import disjoint_base
 
 ANSWER_OCTETS: Final = 4064
 ANSWER_MARKS: Final = 4
+PROXIES: Final = 32
+LISTS: Final = 64
 COUNTERS: Final[tuple[str, ...]]
 WORDS: Final[tuple[str, ...]]
-QUEUES: Final = ("park", "drain", "probe", "request", "quit")
+QUEUES: Final = ("park", "drain", "probe", "request", "quit", "proxy")
 MANNERS: Final = ("now", "drain", "quit", "reset", "ask")
 EXPECTED: Final = ("any", "http", "tls", "socks")
 STATES: Final = ("new", "running", "stopped", "broken")
@@ -45,8 +47,17 @@ class Board:
         share: int = 64,
         key: int = 0,
         waits: Sequence[int] = (2_000_000,),
+        lists: int = 0,
     ) -> Self: ...
-    def describe(self, listener: int, local: bytes, port: int, wildcard: bool) -> None: ...
+    def describe(
+        self,
+        listener: int,
+        local: bytes,
+        port: int,
+        wildcard: bool,
+        transparent: bool = False,
+        proxies: Sequence[tuple[bytes, int]] = (),
+    ) -> None: ...
     def behave(
         self,
         listener: int,
@@ -55,12 +66,16 @@ class Board:
         blind: str,
         lingers: str,
         resets: bool,
-        fifos: Sequence[int] = (0, 0, 0, 0, 0),
+        fifos: Sequence[int] = (0, 0, 0, 0, 0, 0),
     ) -> None: ...
     def attach(self, worker: int, listener: int, fd: int) -> None: ...
     def attach_wake(self, worker: int, fd: int) -> None: ...
     def attach_bell(self, fd: int) -> None: ...
-    def publish(self, listener: int, words: str, octets: bytes, head: int = 0) -> None: ...
+    def consult(self, block: bytes, allow: Sequence[bool]) -> None: ...
+    def listed(self) -> list[int]: ...
+    def publish(
+        self, listener: int, words: str, octets: bytes, head: int = 0, group: int = 0
+    ) -> None: ...
     def record(self, recording: bool) -> None: ...
     def log_connections(
         self,

@@ -38,6 +38,8 @@ CHECKS: dict[str, Callable[[str], object]] = {
     "close": values.close,
     "timewait": values.yes_or_no,
     "contact": values.printable,
+    "bind": values.bind,
+    "proxy-from": values.networks,
     "pidfile": values.path_or_none,
     "control": values.path_or_none,
     "workers": values.workers,
@@ -134,6 +136,19 @@ def parser(program: str) -> argparse.ArgumentParser:
     )
     message.add_argument(
         "--contact", metavar="TEXT", help="a URL or an address, for personas that say {contact}"
+    )
+    way = made.add_argument_group("how connections come")
+    way.add_argument(
+        "--bind",
+        metavar="HOW",
+        help="plain; freebind: to an address that is not here yet; transparent: to any that a"
+        " firewall's TPROXY brings (default: plain)",
+    )
+    way.add_argument(
+        "--proxy-from",
+        metavar="NETWORKS",
+        help="a PROXY header comes first, from these addresses or networks, with commas between"
+        " them; nobody else is answered (default: from none)",
     )
     process = made.add_argument_group("the process")
     process.add_argument("-f", "--foreground", action="store_true", help="do not detach")

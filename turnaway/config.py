@@ -26,7 +26,7 @@ T = TypeVar("T")
 DEFAULT = Path("/etc/turnaway/turnaway.toml")
 
 # Time limits of held sockets in seconds; the keys of [waits].
-WAITS = ("park", "drain", "probe", "request", "quit")
+WAITS = ("park", "drain", "probe", "request", "quit", "proxy")
 
 
 def files(path: Path) -> list[Path]:
@@ -154,6 +154,8 @@ class _File:
             "single-line": table.boolean("single-line"),
             "timewait": table.boolean("timewait"),
             "log-connections": self._text(table, "log-connections", values.detail),
+            "bind": self._text(table, "bind", values.bind),
+            "proxy-from": self._proxies(table),
         }
         code = table.number("code", 400, 599)
         if code is not None:
@@ -162,6 +164,16 @@ class _File:
             else:
                 table.wrong("code", f"expected 4yz or 5yz (RFC 5321 4.2), got {code}")
         return {key: value for key, value in found.items() if value is not None}
+
+    def _proxies(self, table: Table) -> tuple[str, ...] | None:
+        texts = table.list_of("proxy-from", str, "network", empty=True)
+        if texts is None:
+            return None
+        try:
+            return values.proxies(texts)
+        except ValueError as error:
+            table.wrong("proxy-from", str(error))
+            return None
 
     def _waits(self, table: Table) -> dict[str, float]:
         found = {}

@@ -80,8 +80,8 @@ def run(settings: Settings, reread: Reread | None = None) -> int:
         inherited.unclaimed(settings.listeners)
         sockets = privileged.bind(settings.listeners, settings.workers, inherited)
         door = Door(settings.control) if settings.control else None
-        journal = Journal(settings)
         ledger = Ledger()
+        journal = Journal(settings, ledger)
         sight = metrics.opened(settings, ledger, journal.lost)
         time.tzset()  # reads the zone now; a chroot may have none
         lifeline = foreground() if settings.foreground else detach()
@@ -451,5 +451,8 @@ def _publish(settings: Settings, engine: Engine) -> None:
     """Every listener's answers for this second."""
     moment = time.time()
     for index, listener in enumerate(settings.listeners):
-        for words, (octets, head) in answers.render(listener, moment).items():
-            engine.board.publish(index, words, octets, head)
+        for group, speaks in enumerate(answers.groups(listener, settings.lists)):
+            if speaks is None:
+                continue
+            for words, (octets, head) in answers.render(speaks, moment).items():
+                engine.board.publish(index, words, octets, head, group)

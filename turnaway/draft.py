@@ -263,6 +263,8 @@ class Settling:
                 self.value("contact", "", draft),
                 detail,
                 waits,
+                self.value("bind", "plain", draft),
+                self.value("proxy-from", (), draft),
                 wheres=self._wheres(draft),
             )
             for address, port in draft.places

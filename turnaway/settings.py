@@ -14,6 +14,8 @@ Detail = Literal["none", "capped", "sample", "all"]
 Close = Literal["now", "drain", "quit", "reset"]
 
 DEFAULT_PORT = 25
+Bind = Literal["plain", "freebind", "transparent"]
+BINDS: tuple[Bind, ...] = ("plain", "freebind", "transparent")
 CLOSES: tuple[Close, ...] = ("now", "drain", "quit", "reset")
 # `text` is whatever refusal the persona has for the listener's port.
 PROTOCOLS = ("smtp", "http", "tls", "socks", "auto", "text")
@@ -73,6 +75,7 @@ class Waits:
     probe: float = 0.3  # `auto` waits for the first octets
     request: float = 10.0  # a client must say what it wants
     quit: float = 20.0  # the dialogue of `quit`
+    proxy: float = 5.0  # a PROXY header
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,10 @@ class Listener:
     contact: str = ""
     detail: tuple[Detail, int] | None = None  # its own --log-connections
     waits: Waits = field(default_factory=lambda: Waits())
+    # To an address that this host does not have: ip(7) IP_FREEBIND, IP_TRANSPARENT.
+    bind: Bind = "plain"
+    # Networks (ADDRESS/BITS) that send a PROXY header first; then only they are answered.
+    proxy_from: tuple[str, ...] = ()
     listed: str = ""  # the list it speaks to the clients of; see answers.told()
     # Key -> file:line: key, for messages; what no file gave is not there.
     wheres: Mapping[str, str] = field(default_factory=dict, compare=False)

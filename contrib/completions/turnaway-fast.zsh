@@ -24,6 +24,8 @@ _shtab_turnaway_fast_options=(
   "--close[now, drain, quit or reset (default\: the persona\'s)]:POLICY:"
   "--timewait[no\: leave no TIME-WAIT behind\; every client is reset after its banner (default\: yes)]:yes|no:"
   "--contact[a URL or an address, for personas that say \{contact\}]:TEXT:"
+  "--bind[plain\; freebind\: to an address that is not here yet\; transparent\: to any that a firewall\'s TPROXY brings (default\: plain)]:HOW:"
+  "--proxy-from[a PROXY header comes first, from these addresses or networks, with commas between them\; nobody else is answered (default\: from none)]:NETWORKS:"
   {-f,--foreground}"[do not detach]"
   {-u,--user}"[whom to become when started as root (default\: turnaway, else nobody)]:NAME:"
   {-g,--group}"[group to become (default\: the user\'s)]:NAME:"

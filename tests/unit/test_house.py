@@ -52,7 +52,7 @@ ROWS: tuple[set[str], ...] = (
 APART = {"ctl"}
 EXT_ROWS: tuple[set[str], ...] = (
     {"net"},
-    {"slot", "ring", "counters", "source", "probe", "http", "quit"},
+    {"slot", "ring", "counters", "source", "probe", "http", "quit", "proxy"},
     {"pool", "tally", "line", "lists"},
     {"listeners"},
     {"answer"},

@@ -215,7 +215,7 @@ def log(tmp_path: Path, client_cores: set[int]) -> Iterator[tuple[Syslog, socket
 @pytest.mark.benchmark(group="journal")
 def test_pull_tally_only(benchmark: BenchmarkFixture, board: Board, parts: Parts) -> None:
     """Reader.pull when no connection gets a line: read and tally."""
-    reader = Reader(board, [TAIL] * len(WORDS), 7)
+    reader = Reader(board, [TAIL] * len(WORDS), [b""] * len(WORDS), 7)
 
     def refill() -> None:
         parts.clear()
@@ -234,7 +234,7 @@ def test_pull_to_syslog(
     The reading end is Python and sets the pace, so the time is that of both;
     `cpu_ns_each` is this thread's own CPU."""
     syslog, ours = log
-    reader = Reader(board, [TAIL] * len(WORDS), 7)
+    reader = Reader(board, [TAIL] * len(WORDS), [b""] * len(WORDS), 7)
     cpu: list[int] = []
     lost: list[int] = []
 

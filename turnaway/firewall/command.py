@@ -28,6 +28,7 @@ from turnaway.firewall import (
     live,
     nftables,
     pf,
+    plain,
     plan,
     programs,
     sources,
@@ -53,6 +54,7 @@ KINDS: dict[str, Kind] = {
     "pf-openbsd": pf.OPENBSD,
     "pf-freebsd": pf.FREEBSD,
     "ipfw": ipfw,
+    "plain": plain,
 }
 DEFAULT_KIND = "nftables"
 

@@ -2,6 +2,9 @@
 # make test   everything the tests need, then pytest
 # make lint   ruff and mypy
 # make bench  the benchmarks (pytest-benchmark)
+# make faults, make floods, make soak
+#             what goes wrong and who comes too often, and the tables of
+#             docs/reliability.md from it; floods and soak take minutes and want root
 # make clean  what the others made
 #
 # A stamp in .venv tells what is installed there, so that nothing is done twice.
@@ -12,7 +15,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 EXT    := $(wildcard ext/*.pyx ext/*.pxd ext/*.h) setup.py
 
-.PHONY: run test lint bench clean
+.PHONY: run test lint bench faults floods soak clean
 
 $(VENV)/stamp-venv:
 	$(PYTHON) -m venv $(VENV)
@@ -60,7 +63,19 @@ lint: $(VENV)/stamp-package $(VENV)/stamp-lint
 
 bench: $(VENV)/stamp-package $(VENV)/stamp-bench
 	$(BIN)/python -m bench build
-	$(BIN)/python -m pytest bench $(PYTEST_ARGS)
+	$(BIN)/python -m pytest bench --ignore bench/floods $(PYTEST_ARGS)
+
+faults: $(VENV)/stamp-package $(VENV)/stamp-test
+	$(BIN)/python -m pytest tests/faults --write-page \
+		--ignore tests/faults/test_page.py $(PYTEST_ARGS)
+
+floods: $(VENV)/stamp-package $(VENV)/stamp-bench
+	$(BIN)/python -m bench build
+	$(BIN)/python -m pytest bench/floods --write-page $(PYTEST_ARGS)
+
+soak: $(VENV)/stamp-package $(VENV)/stamp-bench
+	$(BIN)/python -m bench build
+	$(BIN)/python -m bench soak --write
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info turnaway/*.so

@@ -5,6 +5,7 @@
 # make faults, make floods, make soak
 #             what goes wrong and who comes too often, and the tables of
 #             docs/reliability.md from it; floods and soak take minutes and want root
+# make fuzz   5 million executions of the fuzz targets (FUZZ_TIMES=10: 50 million); needs clang
 # make clean  what the others made
 #
 # A stamp in .venv tells what is installed there, so that nothing is done twice.
@@ -15,7 +16,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 EXT    := $(wildcard ext/*.pyx ext/*.pxd ext/*.h) setup.py
 
-.PHONY: run test lint bench faults floods soak clean
+.PHONY: run test lint bench faults floods soak fuzz clean
 
 $(VENV)/stamp-venv:
 	$(PYTHON) -m venv $(VENV)
@@ -76,6 +77,11 @@ floods: $(VENV)/stamp-package $(VENV)/stamp-bench
 soak: $(VENV)/stamp-package $(VENV)/stamp-bench
 	$(BIN)/python -m bench build
 	$(BIN)/python -m bench soak --write
+
+FUZZ_TIMES ?= 1
+
+fuzz: $(VENV)/stamp-build
+	$(BIN)/python tests/fuzz/fuzzers.py run --times $(FUZZ_TIMES)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info turnaway/*.so

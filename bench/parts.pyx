@@ -11,10 +11,12 @@ RuntimeError when the board was compiled from other headers than this module.
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
+from posix.stdlib cimport posix_memalign
 from libc.string cimport memcpy, memset
 
 from answer cimport count, record
 from counters cimport Counter
+from lists cimport Lists, lists_find, lists_load
 from line cimport INET6_ADDRSTRLEN, LINE_OCTETS, put_address, put_record
 from listeners cimport Board as Memory
 from net cimport net_load64, net_unpack, sockaddr_storage
@@ -240,3 +242,39 @@ cdef class Parts:
     def forget(self):
         """No source has been counted."""
         memset(self.tally.sources, 0, sizeof(self.tally.sources))
+
+
+cdef class Lookup:
+    """The search of lists.pxd in `block`, as the board holds it."""
+    cdef unsigned char *block
+    cdef Lists lists
+
+    def __cinit__(self, bytes block):
+        cdef void *memory = NULL
+        if posix_memalign(&memory, 64, len(block)):
+            raise MemoryError()
+        self.block = <unsigned char *>memory
+        memcpy(self.block, <const char *>block, len(block))
+        if not lists_load(&self.lists, self.block, len(block)):
+            raise ValueError("block: not made by this version's Table")
+
+    def __dealloc__(self):
+        free(self.block)
+
+    def find(self, bytes addresses):
+        """Look up each address of 16 octets, one after the other: the next waits for
+        the one before, as a connection does: (how many, how many on a list)."""
+        cdef const unsigned char *all = addresses
+        cdef Py_ssize_t many = len(addresses) // 16
+        cdef Py_ssize_t at
+        cdef unsigned char address[16]
+        cdef int found = 0
+        cdef uint64_t listed = 0
+        with nogil:
+            for at in range(many):
+                memcpy(address, all + 16 * at, 16)
+                # Without effect, but nothing of this search starts before the last has ended.
+                address[15] ^= <unsigned char>(found == 1000)
+                found = lists_find(&self.lists, address)
+                listed += found >= 0
+        return many, listed

@@ -8,7 +8,7 @@ the memory through `capsule` and never come back here.
 """
 
 from cpython.pycapsule cimport PyCapsule_New
-from libc.stdint cimport int32_t, uint32_t
+from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
@@ -17,7 +17,10 @@ from counters cimport Counters, Policy, counter_of_errno, policy_of
 from listeners cimport Board as Memory
 from listeners cimport DISPOSAL_BUCKETS, Facts, Listening, Stop, Worker
 from libc.errno cimport errno
-from net cimport net_load32, net_load64, net_no_new_privileges, net_store32
+from net cimport (
+    net_capabilities, net_keep_capabilities, net_limit_capabilities, net_load32, net_load64,
+    net_no_new_privileges, net_store32,
+)
 from pool cimport FIFOS
 from pool cimport QUEUES as QUEUE_COUNT
 from pool cimport Client, pool_init
@@ -64,6 +67,26 @@ def no_new_privileges():
     """From now on nothing this process executes gains privileges.  Raises OSError."""
     if net_no_new_privileges() != 0:
         raise OSError(errno, "no_new_privs")
+
+
+def capabilities():
+    """The permitted capabilities of this thread as bits, capabilities(7); 0 where a
+    system has none."""
+    return net_capabilities()
+
+
+def limit_capabilities(uint64_t kept):
+    """Give up all capabilities but those of the bits `kept`, and have these in
+    effect.  Raises OSError, such as EPERM for one that is not permitted."""
+    if net_limit_capabilities(kept) != 0:
+        raise OSError(errno, "capset")
+
+
+def keep_capabilities(bint keep):
+    """Whether they stay permitted when this thread becomes an ordinary user.
+    Raises OSError."""
+    if net_keep_capabilities(keep) != 0:
+        raise OSError(errno, "keepcaps")
 
 
 def accept_policy(int error):
@@ -259,6 +282,11 @@ cdef class Board:
         facts.detail_number = number
         facts.detail = DETAILS.index(mode)
         facts.own_detail = own
+
+    def logs_connections(self, int listener):
+        """(mode, number, own) as log_connections() set them last."""
+        cdef Facts *facts = &self.memory.facts[self.check_listener(listener)]
+        return DETAILS[facts.detail], facts.detail_number, bool(facts.own_detail)
 
     def pause(self, int listener, bint paused):
         """Take no connections on a listener, or take them again; the kernel keeps

@@ -12,36 +12,23 @@ them gather for at most a millisecond.
 """
 
 from cpython.pycapsule cimport PyCapsule_GetPointer
-from libc.errno cimport EAGAIN, EMFILE, ENFILE, errno
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.errno cimport errno
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from posix.unistd cimport close, dup2, read
 
-from answer cimport count, look, record, say
-from client cimport (
-    client_close, client_due, client_hold, client_readable, client_sacrifice,
-)
-from counters cimport (
-    ACCEPTED, EARLY, HELD, PARK_FULL, PARKED, Policy, policy_of_errno,
-)
+from client cimport client_readable
 from listeners cimport (
-    BATCH, EXPECTED_HTTP, MANNER_ASK, MANNER_DRAIN, MANNER_NOW, MANNER_QUIT,
-    MANNER_RESET, Batch, Board, Facts, Listening, State, Stop, Worker,
-    disposal_add, listener_rest, listener_rise, listener_stumble,
+    BATCH, Batch, Board, Listening, State, Stop, Worker, listener_rise,
+    listener_stumble,
 )
 from net cimport (
-    net_accept, net_add64, net_calendar, net_close_range, net_half_close,
-    net_load32, net_name_thread, net_own_descriptors, net_sleep, net_steady,
-    net_store32, net_unpack, sockaddr_storage,
+    net_add64, net_close_range, net_load32, net_name_thread,
+    net_own_descriptors, net_sleep, net_steady, net_store32,
 )
-from pool cimport (
-    HELD_DRAINING, HELD_PROBING, HELD_QUITTING, HELD_READING, NOBODY,
-    QUEUE_DRAIN, QUEUE_PARK, QUEUE_PROBE, QUEUE_QUIT, QUEUE_REQUEST, Held,
-    Queue, pool_deadline, pool_due, pool_leave,
+from turn cimport (
+    GATHER_MICROS, LAST_ACCEPTS, LAST_MICROS, deadline, expire, farewell,
+    gathers, turn_away,
 )
-from ring cimport (
-    OUTCOME_EARLY, OUTCOME_FULL, OUTCOME_SENT, OUTCOME_WAITS, Outcome,
-)
-from slot cimport WORDS_BANNER, Words, slot_current
 
 cdef extern from "<sys/epoll.h>" nogil:
     enum:
@@ -62,12 +49,6 @@ cdef extern from "<sys/epoll.h>" nogil:
 
 cdef enum:
     EVENTS = 64
-    # While connections come fast the loop lets them gather this long.
-    GATHER_MICROS = 1000
-    # Accepts after the order to stop, so that who is already in the queue is
-    # answered; bounded, for new ones keep coming.
-    LAST_ACCEPTS = 65536
-    LAST_MICROS = 250_000
 
 cdef enum:
     # A socket that a supervisor handed in is shared: wake one worker, not all.
@@ -92,202 +73,21 @@ cdef inline void unwatch(int poller, int fd) noexcept nogil:
     epoll_ctl(poller, EPOLL_CTL_DEL, fd, &unused)
 
 
-cdef inline bint hold(
-    int poller, Worker *worker, Listening *listening, int fd, const unsigned char *peer,
-    unsigned short port, Held state, Queue queue, int64_t now,
-) noexcept nogil:
-    """Keep a client for later; False when it cannot be, and the caller closes it."""
-    cdef int32_t place = client_hold(worker, listening, fd, peer, port, state, queue, now)
-    if place == NOBODY:
-        return False
-    if watch(poller, fd, Kind.KIND_CLIENT, place, EPOLLIN | EPOLLRDHUP) == 0:
-        return True
-    pool_leave(&worker.pool, place)
-    return False
-
-
-cdef inline Outcome greet(
-    const Listening *listening, int fd, const sockaddr_storage *address
-) noexcept nogil:
-    """What is said to a connection the moment it is accepted."""
-    cdef const Facts *facts = listening.facts
-    cdef unsigned char peer[16]
-    if slot_current(&listening.answers[<int>WORDS_BANNER]).marks > 0:
-        net_unpack(address, peer)
-    if facts.manner == MANNER_NOW or facts.manner == MANNER_DRAIN:
-        return say(listening, WORDS_BANNER, False, True, fd, peer)
-    if facts.manner == MANNER_ASK:
-        return OUTCOME_WAITS
-    return say(listening, WORDS_BANNER, False, False, fd, peer)
-
-
-cdef inline bint take(
-    int poller, Worker *worker, Listening *listening, int64_t now, int *taken
-) noexcept nogil:
-    """Accept up to a batch, and greet each at once if it is to be greeted.
-
-    True when the queue was found empty, or when the listener went to rest.
-    """
-    cdef Batch *batch = &worker.batch
-    cdef int tries
-    cdef int fd
-    taken[0] = 0
-    for tries in range(BATCH):
-        fd = net_accept(listening.fd, &batch.peer[taken[0]])
-        if fd >= 0:
-            batch.fd[taken[0]] = fd
-            batch.outcome[taken[0]] = <uint8_t>greet(
-                listening, fd, &batch.peer[taken[0]]
-            )
-            taken[0] += 1
-        elif errno == EAGAIN:
-            return True
-        elif policy_of_errno(errno) == Policy.POLICY_REST and taken[0] > 0:
-            # Perhaps short of what this very batch holds: close it and come
-            # back; the listener is still readable.
-            return False
-        elif (errno == EMFILE or errno == ENFILE) and client_sacrifice(worker):
-            # A client that was answered is worth less than a new one.
-            continue
-        elif listener_stumble(worker, listening, errno, now) == Policy.POLICY_REST:
-            unwatch(poller, listening.fd)
-            return True
-    if taken[0] == 0:
-        # Nothing but errors, whatever their policy: a whole batch of them does
-        # not go away by itself, and a level-triggered poller would spin.
-        listener_rest(worker, listening, now)
-        unwatch(poller, listening.fd)
-        return True
-    return False
-
-
-cdef inline Outcome settle(
-    int poller, Worker *worker, Listening *listening, int fd, const unsigned char *peer,
-    unsigned short port, Outcome outcome, bint *held, int64_t now,
-) noexcept nogil:
-    """Hold a connection if it must be; what became of it, or OUTCOME_WAITS."""
-    cdef const Facts *facts = listening.facts
-    cdef bint refused = False
-    held[0] = False
-    if facts.manner == MANNER_RESET:
-        return outcome
-    if facts.manner == MANNER_ASK:
-        held[0] = hold(
-            poller, worker, listening, fd, peer, port,
-            HELD_READING if facts.expected == EXPECTED_HTTP else HELD_PROBING,
-            QUEUE_PROBE if facts.blind == WORDS_BANNER else QUEUE_REQUEST, now,
-        )
-        if held[0]:
-            net_add64(&listening.counters.count[<int>HELD], 1)
-            return OUTCOME_WAITS
-        outcome = say(listening, <Words>facts.blind, False, not facts.resets, fd, peer)
-        outcome = look(fd, outcome)
-        return OUTCOME_FULL if outcome == OUTCOME_EARLY else outcome
-    if facts.manner == MANNER_QUIT and outcome == OUTCOME_SENT:
-        held[0] = hold(
-            poller, worker, listening, fd, peer, port, HELD_QUITTING, QUEUE_QUIT, now
-        )
-        if held[0]:
-            net_add64(&listening.counters.count[<int>HELD], 1)
-            return outcome
-        refused = True
-        net_half_close(fd)
-    outcome = look(fd, outcome)
-    if outcome == OUTCOME_EARLY:
-        net_add64(&listening.counters.count[<int>EARLY], 1)
-    if facts.manner == MANNER_DRAIN and (outcome == OUTCOME_SENT or outcome == OUTCOME_EARLY):
-        held[0] = hold(
-            poller, worker, listening, fd, peer, port, HELD_DRAINING, QUEUE_DRAIN, now
-        )
-        if held[0]:
-            net_add64(&listening.counters.count[<int>HELD], 1)
-            return outcome
-    elif outcome == OUTCOME_EARLY and not refused:
-        held[0] = hold(
-            poller, worker, listening, fd, peer, port, HELD_DRAINING, QUEUE_PARK, now
-        )
-        if held[0]:
-            net_add64(&listening.counters.count[<int>PARKED], 1)
-            return outcome
-    if outcome == OUTCOME_EARLY:
-        net_add64(&listening.counters.count[<int>PARK_FULL], 1)
-        return OUTCOME_FULL
-    return outcome
-
-
-cdef inline void let_go(
-    Board *board, int poller, Worker *worker, Listening *listening, int taken, int64_t now
-) noexcept nogil:
-    """Look at each connection of the batch, write it down, and close or hold it.
-
-    Descriptors are given out lowest first, so those of a batch stand in a row,
-    and in a table of our own nobody else's is among them: one call closes them.
-    """
-    cdef Batch *batch = &worker.batch
-    cdef int64_t moment = net_calendar()
-    cdef Outcome outcome
-    cdef unsigned char peer[16]
-    cdef unsigned short port
-    cdef bint held
-    cdef int waiting = 0
-    cdef int first = NOBODY
-    cdef int last = NOBODY
-    cdef int index, fd
-    # First, so that no look at the counters sees more answers than connections.
-    net_add64(&listening.counters.count[<int>ACCEPTED], <uint64_t>taken)
-    for index in range(taken):
-        fd = batch.fd[index]
-        port = net_unpack(&batch.peer[index], peer)
-        outcome = settle(
-            poller, worker, listening, fd, peer, port, <Outcome>batch.outcome[index], &held, now
-        )
-        if outcome == OUTCOME_WAITS:
-            waiting += 1
-        else:
-            count(listening.counters, outcome, <Words>listening.facts.blind)
-            record(
-                board, worker, listening, fd, peer, port, moment, outcome,
-                <Words>listening.facts.blind,
-            )
-        if held:
-            continue
-        if worker.own_table and first != NOBODY and fd == last + 1:
-            last = fd
-            continue
-        close_run(first, last)
-        first = last = fd
-    close_run(first, last)
-    disposal_add(worker, net_steady() - now, <uint64_t>(taken - waiting))
-
-
-cdef inline void close_run(int first, int last) noexcept nogil:
-    cdef int fd
-    if first == NOBODY:
-        return
-    if last > first and net_close_range(<unsigned int>first, <unsigned int>last) == 0:
-        return
-    for fd in range(first, last + 1):
-        close(fd)
-
-
 cdef inline bint serve(
     Board *board, int poller, Worker *worker, Listening *listening, int64_t now, int *served
 ) noexcept nogil:
     """Turn away up to a batch; True when none are left waiting."""
-    cdef int taken
-    cdef bint emptied = take(poller, worker, listening, now, &taken)
-    if taken > 0:
-        let_go(board, poller, worker, listening, taken, now)
-        served[0] += taken
+    cdef bint emptied = turn_away(board, worker, listening, BATCH, now, served)
+    cdef const Batch *batch = &worker.batch
+    cdef int index
+    if listening.resting:
+        unwatch(poller, listening.fd)
+    for index in range(batch.holds):
+        watch(
+            poller, worker.pool.places[batch.held[index]].fd, Kind.KIND_CLIENT,
+            batch.held[index], EPOLLIN | EPOLLRDHUP,
+        )
     return emptied
-
-
-cdef inline void expire(Board *board, Worker *worker, int64_t now) noexcept nogil:
-    """Deal with every held client whose time is over."""
-    cdef int32_t place = pool_due(&worker.pool, now)
-    while place != NOBODY:
-        client_due(board, worker, place, now)
-        place = pool_due(&worker.pool, now)
 
 
 cdef inline void rouse(int poller, Worker *worker, int64_t now) noexcept nogil:
@@ -325,19 +125,6 @@ cdef inline void obey(int poller, Worker *worker, int64_t now) noexcept nogil:
         listening.paused = paused
 
 
-cdef inline int64_t deadline(const Worker *worker) noexcept nogil:
-    """When the loop must turn again by itself, on the steady clock, or -1."""
-    cdef int64_t next = pool_deadline(&worker.pool) if worker.pool.used > 0 else -1
-    cdef int32_t index
-    if worker.resting > 0:
-        for index in range(worker.listeners):
-            if worker.listening[index].resting and (
-                next < 0 or worker.listening[index].retry < next
-            ):
-                next = worker.listening[index].retry
-    return next
-
-
 cdef inline int patience(const Worker *worker, int64_t now) noexcept nogil:
     """Milliseconds until the next deadline, or -1 for none (epoll_wait(2))."""
     cdef int64_t next = deadline(worker)
@@ -346,28 +133,6 @@ cdef inline int patience(const Worker *worker, int64_t now) noexcept nogil:
     if next <= now:
         return 0
     return <int>((next - now + 999) // 1000)
-
-
-cdef void farewell(Board *board, int poller, Worker *worker) noexcept nogil:
-    """Answer who is already queued or held, then close every descriptor of ours."""
-    cdef int64_t until = net_steady() + LAST_MICROS
-    cdef int32_t index
-    cdef int taken
-    cdef Listening *listening
-    for index in range(worker.listeners):
-        listening = &worker.listening[index]
-        taken = 0
-        while listening.fd >= 0 and taken < LAST_ACCEPTS and net_steady() < until:
-            if serve(board, poller, worker, listening, until, &taken):
-                break
-    for index in range(worker.pool.capacity):
-        if worker.pool.places[index].fd == NOBODY:
-            continue
-        if worker.pool.places[index].state != HELD_DRAINING:
-            client_due(board, worker, index, until)
-        if worker.pool.places[index].fd != NOBODY:
-            client_close(worker, index)
-    close(poller)
 
 
 cdef void retire(Board *board, int poller, Worker *worker) noexcept nogil:
@@ -430,14 +195,7 @@ cdef void turn_until_stopped(Board *board, int poller, Worker *worker) noexcept 
             expire(board, worker, now)
         if worker.resting > 0:
             rouse(poller, worker, now)
-        # A wakeup costs more than a connection.  When this turn brought
-        # several, or came within a millisecond of the last, let the next ones
-        # gather; but not when a deadline or a held client needs the loop sooner.
-        if (
-            emptied and clients == 0
-            and (taken > 1 or (taken == 1 and now - before < GATHER_MICROS))
-            and (deadline(worker) < 0 or deadline(worker) > now + GATHER_MICROS)
-        ):
+        if emptied and clients == 0 and gathers(worker, taken, before, now):
             net_sleep(GATHER_MICROS)
 
 
@@ -504,7 +262,8 @@ cdef void work(Board *board, Worker *worker) noexcept nogil:
         return
     net_store32(&worker.state, State.STATE_RUNNING)
     turn_until_stopped(board, poller, worker)
-    farewell(board, poller, worker)
+    farewell(board, worker)
+    close(poller)
     net_store32(&worker.state, State.STATE_STOPPED)
 
 

@@ -4,8 +4,8 @@
 Owns: the consumer's end of every ring, the tally of the busiest sources, and
 the writing of connection lines to a datagram socket (syslog) or a stream
 (stderr).  Promises: reading the rings never waits for the log; when the log
-does not take lines, at most PATIENCE_MILLIS are spent on it in one pull, the
-rest of the lines are counted as lost and the records are still read.
+does not take lines for PATIENCE_MILLIS, or has not taken all after LONGEST_MILLIS,
+the rest of the lines are counted as lost and the records are still read.
 """
 
 from cpython.pycapsule cimport PyCapsule_GetPointer
@@ -19,7 +19,8 @@ from line cimport INET6_ADDRSTRLEN, LINE_OCTETS, put, put_address, put_record
 from listeners cimport Board as Memory
 from listeners cimport Worker
 from net cimport (
-    NET_DATAGRAMS, iovec, net_send_datagrams, net_steady, net_writable,
+    NET_DATAGRAMS, iovec, net_send_datagrams, net_sleep, net_steady,
+    net_writable,
 )
 from ring cimport (
     RECORD_DETAILED, Record, Ring, ring_peek, ring_release, ring_waiting,
@@ -35,6 +36,13 @@ cdef enum:
     # writable does not block (POSIX PIPE_BUF on Linux; 512 at the least).
     STREAM_OCTETS = 4096
     PATIENCE_MILLIS = 100
+    LONGEST_MILLIS = 400
+    # While the queue of a datagram socket is full: a nap in which its reader gets
+    # on with several.  Trying again at once costs as much as a line each time, and
+    # poll(2) wakes for every single one that is read.
+    NAP_MICROS = 50
+    NAP_MICROS_MOST = 1600
+    NAP_WORTH = 5       # lines taken after a nap; for fewer the next is longer
     COPIES_OCTETS = 1 << 18
 
 KINDS = ("none", "datagram", "stream", "absent")
@@ -50,6 +58,8 @@ cdef struct Outlet:
     int pending         # lines gathered and not yet sent
     size_t filled       # octets of them, for a stream
     long long until     # steady clock; patience ends
+    long long latest    # and is never prolonged beyond this
+    long long nap       # microseconds
     int error           # why lines are lost, 0 while they are not
     uint64_t sent
     uint64_t lost
@@ -63,24 +73,42 @@ cdef inline int millis_left(Outlet *outlet) noexcept nogil:
     return <int>left if left > 0 else 0
 
 
+cdef inline void progress(Outlet *outlet) noexcept nogil:
+    """The log took something: be patient with it again."""
+    outlet.until = min(net_steady() + PATIENCE_MILLIS * 1000, outlet.latest)
+
+
 cdef void flush_datagrams(Outlet *outlet) noexcept nogil:
     cdef int done = 0
     cdef int taken
+    cdef bint rested = False
     while done < outlet.pending and outlet.error == 0:
         taken = net_send_datagrams(
             outlet.fd, &outlet.datagrams[done], outlet.pending - done
         )
-        if taken > 0:
-            done += taken
-        elif errno == EINTR:
-            continue
-        elif errno == EAGAIN or errno == ENOBUFS:
+        if taken < 0:
+            if errno == EINTR:
+                continue
             # The queue of a unix datagram socket is short (unix(7), often 10):
             # full is normal for a moment, and only for a moment.
-            if not net_writable(outlet.fd, millis_left(outlet)):
+            if errno != EAGAIN and errno != ENOBUFS:
+                outlet.error = errno
+                break
+            taken = 0
+        done += taken
+        if rested and done < outlet.pending:
+            if taken < NAP_WORTH:
+                outlet.nap = min(outlet.nap * 2, <long long>NAP_MICROS_MOST)
+            else:
+                outlet.nap = NAP_MICROS
+        if taken > 0 and rested:
+            progress(outlet)
+        if done < outlet.pending:
+            if millis_left(outlet) == 0:
                 outlet.error = EAGAIN
-        else:
-            outlet.error = errno
+            else:
+                net_sleep(outlet.nap)
+                rested = True
     outlet.sent += done
     outlet.lost += outlet.pending - done
     outlet.pending = 0
@@ -96,6 +124,7 @@ cdef void flush_stream(Outlet *outlet) noexcept nogil:
         taken = write(outlet.fd, outlet.lines + done, outlet.filled - done)
         if taken >= 0:
             done += <size_t>taken
+            progress(outlet)
         elif errno != EINTR:
             outlet.error = errno
     if done == outlet.filled:
@@ -213,7 +242,9 @@ cdef class Reader:
         if kind == "absent":
             self.outlet.error = ENOTCONN
         with nogil:
-            self.outlet.until = net_steady() + PATIENCE_MILLIS * 1000
+            self.outlet.latest = net_steady() + LONGEST_MILLIS * 1000
+            self.outlet.nap = NAP_MICROS
+            progress(self.outlet)
             for worker in range(self.memory.workers):
                 seen += self.read(&self.memory.worker[worker].ring)
             if self.outlet.kind == 1:

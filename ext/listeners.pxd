@@ -103,6 +103,8 @@ cdef struct Batch:
     int fd[BATCH]
     uint8_t outcome[BATCH]
     sockaddr_storage peer[BATCH]
+    int32_t held[BATCH]     # places in the pool of those to be watched from now on
+    int holds
 
 cdef struct Worker:
     int32_t index

@@ -1,12 +1,15 @@
 # cython: language_level=3
-"""The readers of what clients send, one call each: `turnaway._readers`.
+"""What the loops read, one call each: `turnaway._readers`.
 
 Owns: a way for Python (tests, fuzzers, a person with a question) to reach the
-pure functions of probe.pxd, http.pxd and quit.pxd.  The loops use those
+pure functions of probe.pxd, http.pxd, quit.pxd and lists.pxd.  The loops use those
 directly and never come here; the daemon does not import this.
 """
 
 from http cimport HTTP_HEAD, HTTP_HTML, READING_MORE, Http, http_begin, http_read
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
+from lists cimport Lists, lists_find, lists_load
 from probe cimport probe as probe_octets
 from quit cimport COMMAND_MORE, COMMAND_QUIT, Dialogue, dialogue_octet
 
@@ -58,3 +61,27 @@ def dialogue(chunks):
             if command != COMMAND_MORE:
                 commands.append("wrong")
     return commands
+
+
+def find(bytes block, addresses):
+    """The list of each address of 16 octets, -1 for none, by the block of a
+    turnaway.lists.table.Table.  Raises ValueError for another block or address."""
+    cdef Lists lists
+    cdef bytes address
+    cdef size_t length = len(block)
+    # Of this length exactly, so that a reading beyond its end can be seen.
+    cdef unsigned char *copy = <unsigned char *>malloc(length if length else 1)
+    if copy == NULL:
+        raise MemoryError()
+    memcpy(copy, <const char *>block, length)
+    found = []
+    try:
+        if not lists_load(&lists, copy, length):
+            raise ValueError("block: not made by this version's Table")
+        for address in addresses:
+            if len(address) != 16:
+                raise ValueError("address: 16 octets")
+            found.append(lists_find(&lists, <const unsigned char *><const char *>address))
+    finally:
+        free(copy)
+    return found

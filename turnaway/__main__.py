@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from turnaway import answers, cli, daemon
 from turnaway.exits import OS_ERROR, Failure
+from turnaway.lists.files import openable
 from turnaway.settings import Settings
 
 
@@ -45,9 +46,17 @@ def _show_banners(settings: Settings) -> None:
 
 
 def _check(settings: Settings) -> None:
-    for listener in settings.listeners:
-        for said in answers.warnings(listener):
-            print(f"{settings.program}: warning: {said}", file=sys.stderr)
+    from turnaway import lint  # the daemon has no use for it
+
+    for said in lint.warnings(settings):
+        print(f"{settings.program}: warning: {said}", file=sys.stderr)
+    for path in [path for one in settings.lists for path in one.files]:
+        if settings.identity and not openable(path, settings.identity.uid, settings.identity.gid):
+            print(
+                f"{settings.program}: warning: {path}: {settings.identity.user} may not read it,"
+                " which a reload does",
+                file=sys.stderr,
+            )
     listeners = ", ".join(f"{one.place} {one.name}" for one in settings.listeners)
     _print(f"{settings.program}: all is well: {listeners}\n".encode())
 

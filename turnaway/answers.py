@@ -5,10 +5,10 @@ policy, and where they come from: banner.py for SMTP and text, page.py for HTTP,
 and here the fixed octets of TLS and SOCKS.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from turnaway import banner, page
-from turnaway.settings import Listener
+from turnaway.settings import List, Listener
 
 # A fatal alert, access_denied(49): RFC 8446 5.1, 6.  It means the certificate
 # was fine and access is not granted, and every TLS library shows it by name.
@@ -37,6 +37,19 @@ def behaviour(listener: Listener) -> Behaviour:
         blind = {"any": "banner", "http": "plain", "tls": "tls", "socks": "socks5"}[expected]
         return Behaviour("ask", expected, blind, lingers, resets)
     return Behaviour(listener.close, "any", "banner", lingers, resets)
+
+
+def told(listener: Listener, listed: List) -> Listener:
+    """The listener as it speaks to who is on a list: in the list's words, with its
+    contact.  How it behaves, and in which protocol, stays its own."""
+    persona = listed.persona or listener.persona
+    return replace(
+        listener,
+        persona=persona,
+        code=persona.code if listed.persona else listener.code,
+        contact=listed.contact or listener.contact,
+        listed=listed.name,
+    )
 
 
 def render(listener: Listener, moment: float) -> dict[str, tuple[bytes, int]]:
@@ -101,29 +114,3 @@ def mistakes(listener: Listener) -> list[str]:
             f" got {listener.protocol}"
         )
     return found
-
-
-def warnings(listener: Listener) -> list[str]:
-    """Where code and policy disagree with the RFCs; it is the operator's choice."""
-    said = []
-    speaks = listener.protocol in ("smtp", "auto")
-    if speaks and listener.code == 554 and listener.close != "quit":
-        said.append(
-            f"{listener.place}: after a 554 greeting a server waits for QUIT (RFC 5321 3.1);"
-            f" close policy {listener.close} does not, --close quit does, and 421 need not"
-        )
-    if speaks and listener.code == 521 and listener.persona.name != "mail":
-        said.append(
-            f"{listener.place}: 521 is for hosts that never accept mail (RFC 7504 3), persona"
-            f" {listener.persona.name} refuses some clients only; 554 says that"
-        )
-    if not listener.timewait and listener.close in ("drain", "quit"):
-        said.append(
-            f"{listener.place}: timewait no spares only clients that are closed first; with close"
-            f" policy {listener.close} most close themselves, and leave a TIME-WAIT all the same"
-        )
-    if speaks and listener.close == "reset":
-        said.append(
-            f"{listener.place}: close policy reset loses messages; clients see an error instead"
-        )
-    return said

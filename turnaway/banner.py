@@ -21,7 +21,7 @@ DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _ZONE = re.compile(r"[A-Za-z0-9+-]{1,8}")
 _FIELD = re.compile(r"\{([^{}]*)\}")
-_FIELDS = ("name", "version", "date", "location", "contact", "client")
+_FIELDS = ("name", "version", "date", "location", "contact", "list", "client")
 # The place of the client's address: the loop fills it in, for each client.
 CLIENT = "\0"
 _LONGEST_CLIENT = "0000:0000:0000:0000:0000:ffff:255.255.255.255"
@@ -56,6 +56,7 @@ def fill(text: str, listener: Listener, date: str, client: str = CLIENT) -> str:
         "date": date,
         "location": listener.location,
         "contact": listener.contact,
+        "list": listener.listed,
         "client": client,
     }
     return _FIELD.sub(lambda field: values[field[1]], text)
@@ -134,6 +135,8 @@ def field_mistakes(line: Line, listener: Listener) -> list[str]:
     ]
     if "{contact}" in line.text and not listener.contact:
         wrong.append("{contact} is not set; set contact in the configuration, or --contact")
+    if "{list}" in line.text and not listener.listed:
+        wrong.append("{list} is for the persona of a [[list]], which no listener has for itself")
     if re.search(r"[{}]", _FIELD.sub("", line.text)):
         wrong.append("a brace outside a field such as {name}")
     return wrong

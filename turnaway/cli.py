@@ -146,6 +146,11 @@ def parser(program: str) -> argparse.ArgumentParser:
     process.add_argument(
         "-g", "--group", metavar="NAME", help="group to become (default: the user's)"
     )
+    process.add_argument(
+        "--keep-bind",
+        action="store_true",
+        help="keep the right to bind ports below 1024, and no other, so that a reload may add them",
+    )
     process.add_argument("--chroot", metavar="DIR", help="root directory after the start")
     process.add_argument(
         "--pidfile",
@@ -308,7 +313,7 @@ class _Reading:
         for key in ("user", "group", "chroot", "persona"):
             if (text := getattr(self.options, key)) is not None:
                 draft.put(key, text, f"--{key}")
-        for key in ("foreground", "single-line"):
+        for key in ("foreground", "single-line", "keep-bind"):
             if getattr(self.options, key.replace("-", "_")):
                 draft.put(key, True, f"--{key}")
         self._listeners(draft, self.options.words)

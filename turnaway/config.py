@@ -6,7 +6,7 @@ personas of one's own.  All mistakes of all files are told together, each as
 mean together is draft.py's business.
 
 A drop-in is FILE.d/*.toml, read after FILE in the order of names: its top-level
-keys and personas replace earlier ones, its listeners are added.
+keys and personas replace earlier ones, its listeners and lists are added.
 """
 
 import os
@@ -15,11 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from turnaway import banner, personas, values
-from turnaway.draft import Draft, ListenerDraft, Mistakes
+from turnaway import banner, lists, personas, values
+from turnaway.draft import Draft, ListDraft, ListenerDraft, Mistakes
 from turnaway.exits import CONFIGURATION, Failure
 from turnaway.settings import Persona
-from turnaway.tables import Document, Table
+from turnaway.tables import Document, Table, shown
 
 T = TypeVar("T")
 
@@ -90,6 +90,9 @@ class _File:
         for table in top.array("listener"):
             if (listener := self._listener(table)) is not None:
                 draft.listeners.append(listener)
+        for table in top.array("list"):
+            if (one := self._list(table)) is not None:
+                draft.lists.append(one)
 
     def _text(self, table: Table, key: str, check: Callable[[str], T]) -> T | None:
         text = table.string(key)
@@ -106,6 +109,7 @@ class _File:
         found: dict[str, Any] = {
             "user": table.string("user"),
             "group": table.string("group"),
+            "keep-bind": table.boolean("keep-bind"),
             "chroot": self._text(table, "chroot", values.absolute),
             "log": self._text(table, "log", values.log),
             "metrics": self._text(table, "metrics", values.metrics),
@@ -204,4 +208,34 @@ class _File:
         if name is None:
             return None
         number = table.path[-1]
-        return ListenerDraft(f"{where}: listener[{number}]", places, name, own)
+        wheres = {
+            key: f"{table.where(key)}: listener[{number}].{key}"
+            for key in ("address", "name", *own)
+            if key in table.data
+        }
+        return ListenerDraft(f"{where}: listener[{number}]", places, name, own, wheres)
+
+    def _list(self, table: Table) -> ListDraft | None:
+        where = self.document.where(table.path)
+        name = self._text(table, "name", values.list_name)
+        if "name" not in table.data:
+            table.wrong("name", "expected a name, such as spamhaus-drop, got nothing")
+        files = table.list_of("files", str, "path", required=True)
+        for text in files or ():
+            if not text or "\0" in text:
+                table.wrong("files", f"expected the path of a file, got {shown(text)}")
+                files = None
+        format = table.choice("format", tuple(lists.FORMATS))
+        allow = table.boolean("allow") or False
+        persona = table.string("persona")
+        contact = self._text(table, "contact", values.printable)
+        for key, value in (("persona", persona), ("contact", contact)):
+            if allow and value is not None:
+                table.wrong(key, "an allow list answers nobody; leave it out")
+        if name is None or files is None:
+            return None
+        paths = tuple(str(self.folder.absolute() / text) for text in files)
+        number = table.path[-1]
+        return ListDraft(
+            f"{where}: list[{number}]", name, paths, format, persona, contact or "", allow
+        )

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from turnaway import __version__
 from turnaway.control import VERSION
 from turnaway.exits import NO_PERMISSION, RUNNING, SOFTWARE, UNAVAILABLE, USAGE, Failure
+from turnaway.firewall import command as firewall
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -157,7 +158,8 @@ def table(rows: Sequence[Sequence[object]], numbers: Sequence[int] = ()) -> list
 def status(options: argparse.Namespace) -> int:
     reply = ask(options.socket, "status")
     workers = reply["workers"]
-    say(f"{reply['program']} {reply['version']}, pid {reply['pid']}, user {reply['user']}")
+    user = " with ".join([reply["user"], *reply["capabilities"]])
+    say(f"{reply['program']} {reply['version']}, pid {reply['pid']}, user {user}")
     say(f"uptime    {span(reply['uptime'])}")
     states = [
         one["state"]
@@ -179,13 +181,18 @@ def status(options: argparse.Namespace) -> int:
     else:
         say("reload    none yet")
     say("")
-    rows = [["LISTENER", "NAME", "PERSONA", "PROTOCOL", "CODE", "CLOSE", "STATE"]]
+    rows = [["LISTENER", "NAME", "PERSONA", "PROTOCOL", "CODE", "CLOSE", "STATE", "SOCKET", "LOG"]]
     for one in reply["listeners"]:
         state = "paused" if one["paused"] else "open"
         rows.append(
             [one[key] for key in ("place", "name", "persona", "protocol", "code", "close")]
-            + [state]
+            + [state, one["socket"] or "own", one["log_connections"] or ""]
         )
+    # What no listener has of its own needs no column.
+    if not any(one["log_connections"] for one in reply["listeners"]):
+        rows = [row[:-1] for row in rows]
+    if not any(one["socket"] for one in reply["listeners"]):
+        rows = [row[:7] + row[8:] for row in rows]
     for line in table(rows):
         say(line)
     return 0
@@ -390,8 +397,14 @@ def _pause(options: argparse.Namespace, do: str, done: str) -> int:
 
 
 def loglevel(options: argparse.Namespace) -> int:
-    chosen = {} if options.how is None else {"how": options.how}
-    say(ask(options.socket, "loglevel", **chosen)["log_connections"])
+    chosen = {
+        key: value for key in ("how", "listener") if (value := getattr(options, key)) is not None
+    }
+    reply = ask(options.socket, "loglevel", **chosen)
+    if "listener" not in chosen:
+        say(reply["log_connections"])
+    for line in table(list(reply["own"].items())):
+        say(line)
     return 0
 
 
@@ -427,8 +440,8 @@ def parser() -> argparse.ArgumentParser:
         "--socket",
         metavar="PATH",
         default=argparse.SUPPRESS,
-        help="the daemon's control socket (default: /var/run/COMMAND.ctl, or in $XDG_RUNTIME_DIR"
-        " when not root)",
+        help="the daemon's control socket (default: where one answers of $XDG_RUNTIME_DIR, unless"
+        " root, /var/run/COMMAND.ctl and /run/COMMAND/COMMAND.ctl)",
     )
     where.add_argument(
         "--name",
@@ -481,21 +494,57 @@ def parser() -> argparse.ArgumentParser:
         "how",
         metavar="HOW",
         nargs="?",
-        help="capped:N, sample:N, all or none, for all listeners until a reload",
+        help="capped:N, sample:N, all or none, until a reload",
     )
+    one.add_argument(
+        "listener",
+        metavar="LISTENER",
+        nargs="?",
+        help="for this place or name alone (default: all listeners without a setting of their own)",
+    )
+    says = "rules that divert listed sources to the daemon: made, checked, applied"
+    one = commands.add_parser("firewall", help=says, description=says, allow_abbrev=False)
+    firewall.install(one, _Parser)
     return made
 
 
-def default_socket(name: str) -> str:
-    """Where a daemon of this name and ours has its control socket."""
-    if os.geteuid() == 0:
-        return f"/var/run/{name}.ctl"
+def default_sockets(name: str) -> list[str]:
+    """Where a daemon of this name may have its control socket: one of ours, one that
+    was started as root, and one of the systemd unit."""
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    if not os.path.isabs(runtime):
+    ours = os.geteuid() != 0 and os.path.isabs(runtime)
+    return [
+        *([os.path.join(runtime, f"{name}.ctl")] if ours else []),
+        f"/var/run/{name}.ctl",
+        f"/run/{name}/{name}.ctl",
+    ]
+
+
+def find_socket(name: str) -> str:
+    """The one of them where a daemon answers.  Raises Failure for none and for two."""
+    paths = default_sockets(name)
+    answering, forbidden = [], []
+    for path in paths:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as one:
+            try:
+                one.connect(path)
+            except PermissionError:
+                forbidden.append(path)
+            except OSError:
+                pass  # nothing there, or what a killed daemon left
+            else:
+                answering.append(path)
+    if len(answering) > 1:
         raise Failure(
-            USAGE, "without $XDG_RUNTIME_DIR there is no default socket; give --socket PATH"
+            USAGE, f"two daemons answer, at {' and '.join(answering)}; choose with --socket PATH"
         )
-    return os.path.join(runtime, f"{name}.ctl")
+    if not answering and not forbidden:
+        raise Failure(
+            UNAVAILABLE,
+            f"no {name} answers at {' or '.join(paths)}; is it running? With a --control of its"
+            " own give --socket PATH, with another name --name COMMAND",
+        )
+    return (answering or forbidden)[0]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -505,7 +554,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = getattr(options, "name", COMMAND)
         if "/" in name:
             raise Failure(USAGE, "--name: expected the name of a command, without its path")
-        options.socket = getattr(options, "socket", None) or default_socket(name)
+        if not hasattr(options, "offline"):  # what asks no daemon needs no socket
+            options.socket = getattr(options, "socket", None) or find_socket(name)
         does: Callable[[argparse.Namespace], int] = options.does
         return does(options)
     except Failure as failure:

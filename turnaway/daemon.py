@@ -11,7 +11,7 @@ import dataclasses
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from socket import socket
 from types import FrameType
 from typing import Any
@@ -21,12 +21,12 @@ from turnaway._board import Board, no_new_privileges
 from turnaway.control import RECORDS, Choice, Control, Door
 from turnaway.detach import Lifeline, detach, foreground
 from turnaway.engine import LOOP, Engine, descriptors_of
-from turnaway.exits import OS_ERROR, Failure
+from turnaway.exits import NO_PERMISSION, OS_ERROR, Failure
 from turnaway.journal import Journal
 from turnaway.notify import Supervisor
 from turnaway.outlet import ERROR, INFO, NOTICE, WARNING
 from turnaway.poller import Poller
-from turnaway.settings import Detail, Settings
+from turnaway.settings import Detail, Exposition, Identity, Listener, Settings
 from turnaway.stats import Ledger
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
@@ -35,6 +35,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 FIXED = (
     "workers",
     "identity",
+    "keep_bind",
     "chroot",
     "pidfile",
     "control",
@@ -43,6 +44,14 @@ FIXED = (
     "json_path",
     "metrics",
 )
+
+# Of them, what an operator calls otherwise.
+NAMES = {
+    "identity": "user",
+    "keep_bind": "keep-bind",
+    "syslog_socket": "log",
+    "json_path": "log",
+}
 
 # Earlier loops that still hold clients; each has its threads and its memory.
 RETIRED = 16
@@ -87,6 +96,7 @@ def run(settings: Settings, reread: Reread | None = None) -> int:
             daemon = _start(
                 settings, pidfile, door, sockets, journal, ledger, sight, lifeline, reread
             )
+            daemon.handed_in = inherited.names
         except (OSError, RuntimeError) as error:  # such as out of descriptors, of threads
             raise Failure(OS_ERROR, f"cannot start: {error}") from None
     except Failure as failure:
@@ -130,10 +140,22 @@ def _start(
         door.give(settings.identity)
     if settings.chroot:
         privileged.enter_chroot(settings.chroot)
+    told = []
     if settings.identity:
-        privileged.drop(settings.identity)
+        privileged.drop(settings.identity, settings.keep_bind)
         user = settings.identity.user
+    else:
+        try:
+            privileged.shed(settings.keep_bind)
+        except OSError as error:  # a supervisor's filter of system calls
+            told.append(f"capabilities: cannot give them up: {error.strerror}")
     no_new_privileges()
+    left = privileged.named_capabilities()
+    if settings.keep_bind and not left:
+        told.append(
+            "keep-bind: there is no CAP_NET_BIND_SERVICE to keep; start as root, or give the"
+            " process that capability"
+        )
     daemon = _Daemon(settings, pidfile, door, journal, ledger, sight, supervisor, user, reread)
     signal.set_wakeup_fd(daemon.ring, warn_on_full_buffer=False)
     for number in SIGNALS:
@@ -143,7 +165,9 @@ def _start(
         sight.begin(daemon.poller)
     # After the loops, so that they never see a signal; whatever mask the caller left.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    journal.started(user, LOOP)
+    journal.started(" with ".join([user, *left]), LOOP)
+    for text in told:
+        journal.say(WARNING, text)
     if allowed < descriptors:
         journal.say(
             WARNING,
@@ -180,6 +204,7 @@ class _Daemon:
         self.user = user
         self.reread = reread
         self.began = time.monotonic()
+        self.handed_in: dict[str, str] = {}  # place -> name a supervisor gave its socket
         self.reloaded: dict[str, Any] | None = None  # how the last reload went
         self.told: list[str] = []  # by the reload that goes on
         self.paused: set[str] = set()  # places of listeners; a reload keeps them
@@ -299,9 +324,16 @@ class _Daemon:
         self.paused = self.paused | {place} if paused else self.paused - {place}
         self.engine.pause(listener, paused)
 
-    def log_connections(self, detail: Detail, number: int) -> None:
-        self.journal.log_connections(detail, number)
-        self.settings = dataclasses.replace(self.settings, detail=detail, detail_number=number)
+    def log_connections(self, detail: Detail, number: int, places: Collection[str] = ()) -> None:
+        """Another --log-connections until a reload: of the listeners at these places as
+        their own, else of all that have none of their own."""
+        if not places:
+            self.journal.log_connections(detail, number)
+            self.settings = dataclasses.replace(self.settings, detail=detail, detail_number=number)
+        for engine in (*self.retired, self.engine):
+            for index, listener in enumerate(engine.settings.listeners):
+                if listener.place in places:
+                    engine.board.log_connections(index, detail, number, True)
 
     def _bury(self) -> None:
         """Retired loops that have ended: their counters stay, their memory goes."""
@@ -352,6 +384,14 @@ class _Daemon:
             self.ledger.reloads["failed"] += 1
             self.supervisor.notify("READY=1\n")
             return False
+        for index in leaving:
+            place = old.settings.listeners[index].place
+            if (name := self.handed_in.pop(place, None)) is not None:
+                self._tell(
+                    WARNING,
+                    f"{place} is left, but the supervisor holds its socket ({name}): clients"
+                    " wait there unanswered until it closes it",
+                )
         old.retire(leaving)
         self.retired.append(old)
         self.ledger.reloads["done"] += 1
@@ -367,7 +407,9 @@ class _Daemon:
         for name in FIXED:
             now, wanted = getattr(self.settings, name), getattr(settings, name)
             if now != wanted:
-                self._tell(WARNING, f"{name} needs a restart, it stays {now}")
+                self._tell(
+                    WARNING, f"{NAMES.get(name, name)} needs a restart, it stays {_text(now)}"
+                )
                 kept[name] = now
         return dataclasses.replace(settings, foreground=self.settings.foreground, **kept)
 
@@ -385,7 +427,7 @@ class _Daemon:
                 try:
                     bound = privileged.bind((listener,), settings.workers)
                 except Failure as failure:
-                    self._tell(WARNING, f"needs a restart: {failure.reasons[0]}")
+                    self._tell(WARNING, f"needs a restart: {_unbound(listener, failure)}")
                     continue
                 column = [row[0] for row in bound]
             able.append(listener)
@@ -399,6 +441,24 @@ class _Daemon:
         return [
             index for index, one in enumerate(self.settings.listeners) if one.place not in staying
         ]
+
+
+def _text(value: object) -> str:
+    """A setting as an operator writes it."""
+    if isinstance(value, Identity):
+        return f"{value.user} (uid {value.uid}, gid {value.gid})"
+    if isinstance(value, Exposition):
+        return value.text
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "none" if value is None else str(value)
+
+
+def _unbound(listener: Listener, failure: Failure) -> str:
+    """Why a listener that a reload brings is not there."""
+    if failure.status == NO_PERMISSION:
+        return f"{listener.place}: not permitted any more; with keep-bind a reload may bind it"
+    return failure.reasons[0]
 
 
 def _publish(settings: Settings, engine: Engine) -> None:

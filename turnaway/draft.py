@@ -13,8 +13,9 @@ import pwd
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from turnaway import answers, personas
+from turnaway import answers, lists, personas
 from turnaway.exits import CONFIGURATION, DATA, NO_PERMISSION, NO_USER, USAGE, Failure
+from turnaway.lists.table import MOST_LISTS, Table
 from turnaway.settings import (
     PROMETHEUS,
     SYSLOG_SOCKET,
@@ -22,6 +23,7 @@ from turnaway.settings import (
     Exposition,
     Identity,
     Limits,
+    List,
     Listener,
     LogTarget,
     Persona,
@@ -45,6 +47,20 @@ class ListenerDraft:
     places: list[tuple[str, int]]
     name: str
     values: dict[str, Any] = field(default_factory=dict)
+    wheres: dict[str, str] = field(default_factory=dict)  # of its keys, in a file
+
+
+@dataclass
+class ListDraft:
+    """One [[list]]."""
+
+    where: str  # file:line: list[1]
+    name: str
+    files: tuple[str, ...]
+    format: str | None
+    persona: str | None
+    contact: str
+    allow: bool
 
 
 @dataclass
@@ -54,6 +70,7 @@ class Draft:
     values: dict[str, Any] = field(default_factory=dict)
     wheres: dict[str, str] = field(default_factory=dict)
     listeners: list[ListenerDraft] = field(default_factory=list)
+    lists: list[ListDraft] = field(default_factory=list)
     personas: dict[str, Persona] = field(default_factory=dict)
 
     def put(self, key: str, value: Any, where: str) -> None:
@@ -109,6 +126,7 @@ class Settling:
     def settings(self) -> Settings:
         """Raises Failure with every mistake."""
         listeners = self._listeners()
+        asked = self._lists(listeners)
         identity = self._identity()
         pidfile = self.value("pidfile", self._default_path(".pid"))
         control = self.value("control", self._default_path(".ctl"))
@@ -124,6 +142,7 @@ class Settling:
         metrics: Exposition | None = self.value("metrics", None)
         if metrics is not None and importlib.util.find_spec("prometheus_client") is None:
             self.mistakes.add(f"{self.where('metrics')}: {PROMETHEUS}", CONFIGURATION)
+        lookup = self._lookup(asked)
         self.mistakes.finish()
         lines: tuple[Detail, int] = self.value("log-connections", ("capped", 20))
         detail, number = lines
@@ -134,6 +153,7 @@ class Settling:
             workers=self.value("workers", workers("auto")),
             foreground=foreground,
             identity=identity,
+            keep_bind=self.value("keep-bind", False),
             chroot=self.value("chroot", None),
             pidfile=pidfile,
             control=control,
@@ -149,6 +169,8 @@ class Settling:
                 share=self.value("max-held-source", default.share),
                 interval=self.value("interval", default.interval),
             ),
+            lists=asked,
+            lookup=lookup,
         )
 
     def _default_path(self, suffix: str) -> str | None:
@@ -211,26 +233,36 @@ class Settling:
                 self.value("contact", "", draft),
                 detail,
                 waits,
+                wheres=self._wheres(draft),
             )
             for address, port in draft.places
         ]
+
+    def _wheres(self, draft: ListenerDraft) -> dict[str, str]:
+        """Where in the files a listener's values stood; one that is the command line's
+        or a default is not there."""
+        found = {key: at for key, at in self.files.wheres.items() if key not in self.line.values}
+        return {**found, **draft.wheres}
 
     def _persona(self, draft: ListenerDraft) -> Persona | None:
         default = next(
             (kind for kind in personas.NAMES if self.program.startswith(f"turnaway{kind}")),
             DEFAULT_PERSONA,
         )
-        name = self.value("persona", default, draft)
+        return self._persona_named(
+            self.value("persona", default, draft),
+            f"{draft.where}: persona" if "persona" in draft.values else self.where("persona"),
+            CONFIGURATION if draft in self.files.listeners else USAGE,
+        )
+
+    def _persona_named(self, name: str, where: str, status: int) -> Persona | None:
         if name in self.files.personas:
             return self.files.personas[name]
         if name not in personas.NAMES:
             known = ", ".join({**dict.fromkeys(personas.NAMES), **self.files.personas})
-            where = (
-                f"{draft.where}: persona" if "persona" in draft.values else self.where("persona")
-            )
             self.mistakes.add(
                 f"{where}: expected one of {known}, got {name!r}{nearest(name, known.split(', '))}",
-                CONFIGURATION if draft in self.files.listeners else USAGE,
+                status,
             )
             return None
         if name not in self._shipped:
@@ -241,6 +273,55 @@ class Settling:
                 for reason in failure.reasons:
                     self.mistakes.add(reason, failure.status)
         return self._shipped[name]
+
+    # Lists
+
+    def _lists(self, listeners: list[Listener]) -> tuple[List, ...]:
+        made: list[List] = []
+        seen: dict[str, str] = {}
+        for draft in self.files.lists:
+            if draft.name in seen:
+                self.mistakes.add(
+                    f"{draft.where}.name: {draft.name} is given twice (also at"
+                    f" {seen[draft.name]}); expected one [[list]] with all the files",
+                    CONFIGURATION,
+                )
+            seen.setdefault(draft.name, draft.where)
+            persona = None
+            if draft.persona is not None:
+                persona = self._persona_named(
+                    draft.persona, f"{draft.where}.persona", CONFIGURATION
+                )
+            made.append(
+                List(draft.name, draft.files, draft.format, persona, draft.contact, draft.allow)
+            )
+        if len(made) > MOST_LISTS:
+            self.mistakes.add(
+                f"{self.files.lists[MOST_LISTS].where}: {len(made)} lists; at most {MOST_LISTS} are"
+                " possible",
+                CONFIGURATION,
+            )
+        # What it says is said by every listener, in its own way.
+        for listener in listeners:
+            for one in made:
+                if not one.allow:
+                    for said in answers.mistakes(answers.told(listener, one)):
+                        self.mistakes.add(said, CONFIGURATION)
+        return tuple(made)
+
+    def _lookup(self, asked: tuple[List, ...]) -> Table | None:
+        """The addresses of the lists; what is wrong in a file is told with its line."""
+        if not asked or len(asked) > MOST_LISTS:
+            return None
+        found = [lists.read(one.files, one.format) for one in asked]
+        for listed in found:
+            for said in listed.mistakes:
+                self.mistakes.add(said, CONFIGURATION)
+        try:
+            return Table(found)
+        except ValueError as error:
+            self.mistakes.add(f"{self.files.lists[0].where}: {error}", CONFIGURATION)
+            return None
 
     # Who the daemon becomes
 

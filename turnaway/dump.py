@@ -7,7 +7,7 @@ JSON's, but for DEL, and for what JSON writes as two halves of a surrogate.
 import grp
 import json
 
-from turnaway.settings import Persona, Settings
+from turnaway.settings import List, Persona, Settings
 
 
 def dump(settings: Settings) -> str:
@@ -22,6 +22,7 @@ def dump(settings: Settings) -> str:
         f"records = {settings.limits.records}",
         f"pidfile = {_quoted(settings.pidfile or 'none')}",
         f"control = {_quoted(settings.control or 'none')}",
+        f"keep-bind = {_truth(settings.keep_bind)}",
     ]
     if settings.metrics:
         lines.append(f"metrics = {_quoted(settings.metrics.text)}")
@@ -56,7 +57,11 @@ def dump(settings: Settings) -> str:
             f"waits = {{ park = {waits.park}, drain = {waits.drain}, probe = {waits.probe},"
             f" request = {waits.request}, quit = {waits.quit} }}"
         )
-    for persona in {one.persona.name: one.persona for one in settings.listeners}.values():
+    for listed in settings.lists:
+        lines += ["", *_list(listed)]
+    spoken = [one.persona for one in settings.listeners]
+    spoken += [one.persona for one in settings.lists if one.persona]
+    for persona in {one.name: one for one in spoken}.values():
         lines += ["", *_persona(persona)]
     return "\n".join(lines) + "\n"
 
@@ -76,6 +81,23 @@ def _log(settings: Settings) -> str:
 
 def _detail(how: str, number: int) -> str:
     return _quoted(f"{how}:{number}" if number else how)
+
+
+def _list(listed: List) -> list[str]:
+    lines = [
+        "[[list]]",
+        f"name = {_quoted(listed.name)}",
+        f"files = [{', '.join(map(_quoted, listed.files))}]",
+    ]
+    if listed.format:
+        lines.append(f"format = {_quoted(listed.format)}")
+    if listed.persona:
+        lines.append(f"persona = {_quoted(listed.persona.name)}")
+    if listed.contact:
+        lines.append(f"contact = {_quoted(listed.contact)}")
+    if listed.allow:
+        lines.append("allow = true")
+    return lines
 
 
 def _persona(persona: Persona) -> list[str]:

@@ -1,9 +1,9 @@
 """What the daemon writes down: messages of its own, and lines for connections.
 
 Owns: the words of every message, what was lost of them, and the totals over all
-boards there ever were.  Promises: nothing here waits for a log longer than a
-tenth of a second a tick for connection lines and a tenth a second for messages;
-a log that is absent costs lines and nothing else; what is lost is counted and
+boards there ever were.  Promises: nothing here waits longer than a tenth of a
+second for a log that takes nothing, nor than 0.4 s a tick for one that is slow, and
+a tenth a second for messages; a log that is absent costs lines and nothing else; what is lost is counted and
 told as soon as the log takes lines again; no octet that a client sent appears.
 
 Messages begin with a fixed word: `started`, `stopped`, `reload`, `interval`,

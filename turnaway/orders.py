@@ -9,7 +9,7 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 from turnaway import __version__, stats, values
@@ -18,6 +18,7 @@ from turnaway.control import Choice, packed
 from turnaway.exits import CONFIGURATION, UNAVAILABLE, USAGE, Failure
 from turnaway.journal import Journal
 from turnaway.outlet import NOTICE
+from turnaway.privileged import named_capabilities
 from turnaway.settings import Detail, Listener, Settings
 
 MOST = 20  # sources, and networks, in a reply to `top`
@@ -32,6 +33,7 @@ class Subject(Protocol):
     journal: Journal
     user: str
     began: float  # steady clock
+    handed_in: dict[str, str]  # place -> name of the socket that a supervisor handed in
     reloaded: Reply | None  # the last reload: when, whether, and what was told
 
     @property
@@ -42,7 +44,9 @@ class Subject(Protocol):
 
     def pause(self, listener: int, paused: bool) -> None: ...
 
-    def log_connections(self, detail: Detail, number: int) -> None: ...
+    def log_connections(
+        self, detail: Detail, number: int, places: Collection[str] = ()
+    ) -> None: ...
 
 
 def status(daemon: Subject, request: Reply) -> Reply:
@@ -53,6 +57,7 @@ def status(daemon: Subject, request: Reply) -> Reply:
         "pid": os.getpid(),
         "version": __version__,
         "user": daemon.user,
+        "capabilities": named_capabilities(),
         "uptime": round(time.monotonic() - daemon.began, 1),
         "workers": [
             {"state": state[0], "resting": state[3], "held": state[4], "stress": state[5]}
@@ -61,7 +66,8 @@ def status(daemon: Subject, request: Reply) -> Reply:
         "retiring": len(daemon.boards) - 1,
         "listeners": [
             {**_named(one), "code": one.code, "close": one.close, "protocol": one.protocol}
-            | {"paused": board.paused(index)}
+            | {"paused": board.paused(index), "socket": daemon.handed_in.get(one.place)}
+            | {"log_connections": _own_detail(board, index)}
             for index, one in enumerate(settings.listeners)
         ],
         **_held(daemon),
@@ -163,7 +169,8 @@ def _pause(daemon: Subject, request: Reply, paused: bool) -> Reply:
 
 
 def loglevel(daemon: Subject, request: Reply) -> Reply:
-    how = _text(request, "how")
+    how, wanted = _text(request, "how"), _text(request, "listener")
+    indices = [] if wanted is None else _listeners(daemon, wanted)
     if how is not None:
         try:
             detail, number = values.detail(how)
@@ -171,8 +178,17 @@ def loglevel(daemon: Subject, request: Reply) -> Reply:
             raise Failure(USAGE, "how: expected capped:N, sample:N, all or none") from None
         if daemon.settings.log == "none":
             raise Failure(UNAVAILABLE, "there is no log: it was started with --log none")
-        daemon.log_connections(detail, number)
-    return {"log_connections": _detail(daemon)}
+        places = [daemon.settings.listeners[index].place for index in indices]
+        daemon.log_connections(detail, number, places)
+    own = {
+        one.place: _own_detail(daemon.boards[-1], index)
+        for index, one in enumerate(daemon.settings.listeners)
+        if wanted is None or index in indices
+    }
+    return {
+        "log_connections": _detail(daemon),
+        "own": {place: detail for place, detail in own.items() if detail is not None},
+    }
 
 
 # By name: the keys of the request, whether the log should tell of it, the function.
@@ -184,7 +200,7 @@ ORDERS: dict[str, tuple[tuple[str, ...], bool, Callable[[Subject, Reply], Reply 
     "reload": ((), True, reload),
     "pause": (("listener",), True, pause),
     "resume": (("listener",), True, resume),
-    "loglevel": (("how",), True, loglevel),
+    "loglevel": (("how", "listener"), True, loglevel),
 }
 
 
@@ -201,7 +217,9 @@ def obey(daemon: Subject, request: Reply, who: str) -> tuple[Reply, Choice | Non
     if isinstance(reply, Choice):
         return {}, reply
     if told and (name != "loglevel" or "how" in request):
-        what = reply.get("log_connections") or " ".join(reply.get("listeners", ()))
+        what = " ".join(reply.get("listeners", ()))
+        if name == "loglevel":
+            what = " ".join([str(request["how"]), *(reply["own"] if "listener" in request else ())])
         daemon.journal.say(NOTICE, f"control: {f'{name} {what}'.strip()} ({who})")
     return reply, None
 
@@ -230,7 +248,16 @@ def _brief(totals: stats.Totals) -> Reply:
 
 
 def _detail(daemon: Subject) -> str:
-    detail, number = daemon.settings.detail, daemon.settings.detail_number
+    return _spelt(daemon.settings.detail, daemon.settings.detail_number)
+
+
+def _own_detail(board: Board, index: int) -> str | None:
+    """A listener's own --log-connections; None where it goes with the others."""
+    detail, number, own = board.logs_connections(index)
+    return _spelt(detail, number) if own else None
+
+
+def _spelt(detail: Detail, number: int) -> str:
     return f"{detail}:{number}" if detail in ("capped", "sample") else detail
 
 

@@ -2,18 +2,21 @@
 
 Owns: the sockets and the pidfile between the command line and the first loop.
 Promises: it accepts nobody, reads nothing a client sent, stops at the first
-error with a Failure, and after `drop` root cannot be regained.
+error with a Failure; after `drop` root cannot be regained, and after `shed` no
+capability is left but the one that was asked for.
 """
 
 import errno
 import fcntl
 import os
+import re
 import resource
 import socket
 import stat
 import struct
 import time
 
+from turnaway._board import capabilities, keep_capabilities, limit_capabilities
 from turnaway.exits import (
     CANNOT_CREATE,
     CONFIGURATION,
@@ -32,6 +35,7 @@ BACKLOG = 65535  # clamped by the kernel to net.core.somaxconn
 USER_TIMEOUT_MILLIS = 10_000  # tcp(7) TCP_USER_TIMEOUT
 LINGER2_SECONDS = 3  # tcp(7) TCP_LINGER2; -1: no FIN-WAIT-2, no TIME-WAIT, but a reset
 RECEIVE_OCTETS = 4096  # socket(7) SO_RCVBUF
+NET_BIND_SERVICE = 10  # capabilities(7): its number
 JANITOR_SECONDS = 0.3  # in which a janitor ends after its daemon
 
 
@@ -210,25 +214,27 @@ class Inherited:
 
     def __init__(self) -> None:
         self.sockets: dict[str, socket.socket] = {}
+        self.names: dict[str, str] = {}  # the same places -> FileDescriptorName=
         count = os.environ.get("LISTEN_FDS", "")
         if os.environ.get("LISTEN_PID") != str(os.getpid()) or not count.isdecimal():
             return
+        names = _descriptor_names(int(count))
         for fd in range(3, 3 + int(count)):
+            what = f"descriptor {fd} of LISTEN_FDS ({names[fd - 3]})"
             try:
                 one = socket.socket(fileno=fd)
                 listening = one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
             except OSError as error:
-                raise Failure(
-                    OS_ERROR, f"descriptor {fd} of LISTEN_FDS: {error.strerror}"
-                ) from None
+                raise Failure(OS_ERROR, f"{what}: {error.strerror}") from None
             if not listening or one.family not in (socket.AF_INET, socket.AF_INET6):
                 raise Failure(
                     CONFIGURATION,
-                    f"descriptor {fd} of LISTEN_FDS: expected a listening TCP socket (Accept=no)",
+                    f"{what}: expected a listening TCP socket (Accept=no)",
                 )
             address, port = one.getsockname()[:2]
             host = f"[{address}]" if ":" in address else address
             self.sockets[f"{host}:{port}"] = one
+            self.names[f"{host}:{port}"] = names[fd - 3]
 
     def unclaimed(self, listeners: tuple[Listener, ...]) -> None:
         """Raise Failure for a socket that no listener describes."""
@@ -237,9 +243,19 @@ class Inherited:
             if place not in places:
                 raise Failure(
                     CONFIGURATION,
-                    f"LISTEN_FDS: a socket for {place} was handed in, and no listener is there;"
+                    f"LISTEN_FDS: a socket for {place} ({self.names[place]}) was handed in, and no"
+                    " listener is there;"
                     f" expected one of {', '.join(sorted(places))}",
                 )
+
+
+def _descriptor_names(count: int) -> list[str]:
+    """One for each socket; `unknown`, as sd_listen_fds_with_names(3) has it, for those
+    that have none.  They are shown, so that nothing but plain text is taken."""
+    names = os.environ.get("LISTEN_FDNAMES", "").split(":")
+    if len(names) != count:
+        return ["unknown"] * count
+    return [name if re.fullmatch(r"[!-~]{1,255}", name) else "unknown" for name in names]
 
 
 def tune(one: socket.socket, listener: Listener) -> None:
@@ -331,13 +347,37 @@ def enter_chroot(path: str) -> None:
         raise Failure(OS_ERROR, f"chroot {path}: {error.strerror}") from None
 
 
-def drop(identity: Identity) -> None:
+def shed(keep_bind: bool) -> None:
+    """Give up every capability, but with `keep_bind` that of binding ports below 1024.
+
+    Who started us may have given some to an ordinary user, too.  Threads made from
+    now on have no more than this one.  Raises OSError.
+    """
+    had = capabilities()
+    if had:
+        limit_capabilities(had & 1 << NET_BIND_SERVICE if keep_bind else 0)
+
+
+def named_capabilities() -> list[str]:
+    """What is left, as operators write it."""
+    left = capabilities()
+    return [
+        "CAP_NET_BIND_SERVICE" if number == NET_BIND_SERVICE else f"capability {number}"
+        for number in range(left.bit_length())
+        if left >> number & 1
+    ]
+
+
+def drop(identity: Identity, keep_bind: bool = False) -> None:
     """Become `identity` for good, and prove it.  Groups first: afterwards is too late."""
     uid, gid = identity.uid, identity.gid
     try:
+        keep_capabilities(keep_bind)
         os.setgroups([])
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
+        shed(keep_bind)
+        keep_capabilities(False)
     except OSError as error:
         raise Failure(OS_ERROR, f"cannot become {identity.user}: {error.strerror}") from None
     if os.getresuid() != (uid,) * 3 or os.getresgid() != (gid,) * 3 or os.getgroups():

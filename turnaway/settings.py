@@ -4,8 +4,9 @@ Plain frozen data; whoever makes one has checked it.  This module imports
 nothing of Turnaway's, and everything may import it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 LogTarget = Literal["syslog", "stderr", "json", "none"]
 Detail = Literal["none", "capped", "sample", "all"]
@@ -91,6 +92,9 @@ class Listener:
     contact: str = ""
     detail: tuple[Detail, int] | None = None  # its own --log-connections
     waits: Waits = field(default_factory=lambda: Waits())
+    listed: str = ""  # the list it speaks to the clients of; see answers.told()
+    # Key -> file:line: key, for messages; what no file gave is not there.
+    wheres: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @property
     def ipv6(self) -> bool:
@@ -118,6 +122,28 @@ class Listener:
     @property
     def lines(self) -> tuple[Line, ...]:
         return (self.persona.single,) if self.single_line else self.persona.lines
+
+
+@dataclass(frozen=True, slots=True)
+class List:
+    """Whose addresses it has, and what they are told."""
+
+    name: str
+    files: tuple[str, ...]  # absolute paths
+    format: str | None = None  # of all its files; None: each is recognised
+    persona: Persona | None = None  # None: the listener's
+    contact: str = ""  # "": the listener's
+    allow: bool = False  # nobody on it should have come here: no answer
+
+
+class Lookup(Protocol):
+    """The lists' addresses; see lists/table.py."""
+
+    def find(self, address: bytes) -> tuple[int, str] | None:
+        """The number of the list that 16 octets are on, and the file:line."""
+
+    def block(self) -> bytes:
+        """The same, as the loops look it up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +188,7 @@ class Settings:
     workers: int
     foreground: bool = False
     identity: Identity | None = None  # None: not root, stay who we are
+    keep_bind: bool = False  # keep CAP_NET_BIND_SERVICE after the start
     chroot: str | None = None
     pidfile: str | None = None
     control: str | None = None  # the control socket
@@ -172,3 +199,5 @@ class Settings:
     detail: Detail = "capped"
     detail_number: int = 20
     limits: Limits = field(default_factory=Limits)
+    lists: tuple[List, ...] = ()
+    lookup: Lookup | None = field(default=None, compare=False, repr=False)  # None: no lists

@@ -26,6 +26,7 @@ MOST_WORKERS = 64
 
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
 _NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?|\[[A-Za-z0-9:.]+\]")
+_LIST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 _ZONE = re.compile(r"[A-Za-z0-9_.-]{1,15}")
 _DETAIL = re.compile(r"(capped|sample):([1-9][0-9]{0,6})|(all|none)")
 
@@ -74,6 +75,16 @@ def place(text: str) -> tuple[str, int]:
 def host_name(text: str) -> str:
     if not _NAME.fullmatch(text) or len(text) > 255:
         raise ValueError(f"expected a host name, such as mx.example.com, got {text!r}")
+    return text
+
+
+def list_name(text: str) -> str:
+    """It stands in lines of the log and in messages: no blanks, nothing to quote."""
+    if not _LIST.fullmatch(text):
+        raise ValueError(
+            "expected 1..40 letters, digits, dots, hyphens or underscores, such as spamhaus-drop,"
+            f" got {text[:80]!r}"
+        )
     return text
 
 

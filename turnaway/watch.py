@@ -32,9 +32,9 @@ def _tails(listener: Listener) -> list[bytes]:
     return tails
 
 
-def _cap(detail: tuple[str, int] | None) -> int:
+def _cap(detail: tuple[str, int] | tuple[str, int, bool]) -> int:
     """How many lines a second a --log-connections lets through at the most."""
-    return detail[1] if detail is not None and detail[0] == "capped" else _UNLIMITED
+    return detail[1] if detail[0] == "capped" else _UNLIMITED
 
 
 class Watch:
@@ -62,7 +62,7 @@ class Watch:
             self._second = int(time.time())
             self._allowed = [
                 _cap((self.settings.detail, self.settings.detail_number)),
-                *(_cap(one.detail) for one in self.settings.listeners),
+                *(_cap(self.board.logs_connections(one)) for one in range(self.board.listeners)),
             ]
         seen, sent, lost, error, self._allowed, text = self.reader.pull(
             fd, kind, header, self._allowed, wanted
@@ -77,9 +77,10 @@ class Watch:
             yield stats.key(listener), stats.of_listener(self.board, index)
 
     def log_connections(self, detail: Detail, number: int) -> None:
-        """Another --log-connections, for all listeners and over all of them."""
+        """Another --log-connections, over all listeners that have none of their own."""
         for index in range(self.board.listeners):
-            self.board.log_connections(index, detail, number, False)
+            if not self.board.logs_connections(index)[2]:
+                self.board.log_connections(index, detail, number, False)
         self.settings = replace(self.settings, detail=detail, detail_number=number)
         self._second = 0  # the new cap, now
 

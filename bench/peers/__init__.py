@@ -18,7 +18,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from pathlib import Path
 from bench import accounts
 from bench.expect import Expect
 from bench.peers.serve import BACKLOG, banner
+from bench.peers.syslog import Syslog
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 STREAM_MODULE = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
@@ -36,46 +36,6 @@ STOP_SECONDS = 5.0
 
 class NotReady(RuntimeError):
     """A server that did not answer in time, or ended."""
-
-
-class Drain(threading.Thread):
-    """The syslog daemon of a bench: reads datagrams away and counts them.
-
-    Costs the machine what a syslog daemon's reading costs, and no more; on
-    the client's core, never on the server's."""
-
-    def __init__(self, path: Path, cores: set[int] | None = None) -> None:
-        super().__init__(name="syslog", daemon=True)
-        self.path = path
-        self.datagrams = 0
-        self.last = b""
-        self._cores = cores
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
-        self._socket.bind(str(path))
-        path.chmod(0o666)
-        self._socket.settimeout(0.2)
-        self._over = threading.Event()
-
-    def run(self) -> None:
-        """Read until `close()`."""
-        if self._cores:
-            os.sched_setaffinity(0, self._cores)
-        while not self._over.is_set():
-            try:
-                self.last = self._socket.recv(65_536)
-                self.datagrams += 1
-            except TimeoutError:
-                continue
-            except OSError:
-                return
-
-    def close(self) -> None:
-        """Stop reading."""
-        self._over.set()
-        self.join(2.0)
-        self._socket.close()
-        self.path.unlink(missing_ok=True)
 
 
 @dataclass
@@ -89,7 +49,7 @@ class Running:
     folder: Path
     began: float
     expect: Expect = field(default_factory=Expect.nothing)
-    syslog: Drain | None = None
+    syslog: Syslog | None = None
     first_banner_ms: float = 0.0
 
     @property
@@ -178,9 +138,7 @@ class Peer:
         folder = Path(tempfile.mkdtemp(prefix=f"bench-{self.name.split()[0]}-"))
         folder.chmod(0o755)
         port = free_port()
-        syslog = Drain(folder / "log", client_cores) if self.wants_syslog else None
-        if syslog is not None:
-            syslog.start()
+        syslog = Syslog(folder / "log", client_cores) if self.wants_syslog else None
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         command = self.command(port, folder)
         before = None

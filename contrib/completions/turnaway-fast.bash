@@ -7,7 +7,7 @@
 
 
 
-_shtab_turnaway_fast_option_strings=(-c --config -p --persona --code --single-line --protocol --close --timewait --contact -f --foreground -u --user -g --group --chroot --pidfile --control -w --workers --max-held --max-held-source --log --log-connections --interval --metrics -t --check --show-banner --print-config --print-unit -V --version -h --help)
+_shtab_turnaway_fast_option_strings=(-c --config -p --persona --code --single-line --protocol --close --timewait --contact -f --foreground -u --user -g --group --keep-bind --chroot --pidfile --control -w --workers --max-held --max-held-source --log --log-connections --interval --metrics -t --check --show-banner --print-config --print-unit -V --version -h --help)
 
 
 
@@ -16,6 +16,7 @@ _shtab_turnaway_fast_option_strings=(-c --config -p --persona --code --single-li
 _shtab_turnaway_fast___single_line_nargs=0
 _shtab_turnaway_fast__f_nargs=0
 _shtab_turnaway_fast___foreground_nargs=0
+_shtab_turnaway_fast___keep_bind_nargs=0
 _shtab_turnaway_fast__t_nargs=0
 _shtab_turnaway_fast___check_nargs=0
 _shtab_turnaway_fast___show_banner_nargs=0

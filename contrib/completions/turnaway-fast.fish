@@ -67,6 +67,7 @@ complete -c turnaway-fast -n _shtab_turnaway_fast_using -l contact -x -d 'a URL 
 complete -c turnaway-fast -n _shtab_turnaway_fast_using -s f -l foreground -d 'do not detach'
 complete -c turnaway-fast -n _shtab_turnaway_fast_using -s u -l user -x -d 'whom to become when started as root (default: turnaway, else nobody)'
 complete -c turnaway-fast -n _shtab_turnaway_fast_using -s g -l group -x -d 'group to become (default: the user'"'"'s)'
+complete -c turnaway-fast -n _shtab_turnaway_fast_using -l keep-bind -d 'keep the right to bind ports below 1024, and no other, so that a reload may add them'
 complete -c turnaway-fast -n _shtab_turnaway_fast_using -l chroot -x -d 'root directory after the start'
 complete -c turnaway-fast -n _shtab_turnaway_fast_using -l pidfile -x -d 'default: /var/run/COMMAND.pid, or $XDG_RUNTIME_DIR/COMMAND.pid when not root'
 complete -c turnaway-fast -n _shtab_turnaway_fast_using -l control -x -d 'control socket (default: /var/run/COMMAND.ctl, or in $XDG_RUNTIME_DIR)'

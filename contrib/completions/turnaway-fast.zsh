@@ -27,6 +27,7 @@ _shtab_turnaway_fast_options=(
   {-f,--foreground}"[do not detach]"
   {-u,--user}"[whom to become when started as root (default\: turnaway, else nobody)]:NAME:"
   {-g,--group}"[group to become (default\: the user\'s)]:NAME:"
+  "--keep-bind[keep the right to bind ports below 1024, and no other, so that a reload may add them]"
   "--chroot[root directory after the start]:DIR:"
   "--pidfile[default\: \/var\/run\/COMMAND.pid, or \$XDG_RUNTIME_DIR\/COMMAND.pid when not root]:PATH|none:"
   "--control[control socket (default\: \/var\/run\/COMMAND.ctl, or in \$XDG_RUNTIME_DIR)]:PATH|none:"

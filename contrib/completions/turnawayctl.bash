@@ -5,7 +5,8 @@
 #    source ~/.local/share/bash_completion/turnawayctl
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
-_shtab_turnawayctl_subparsers=(status stats top tail reload pause resume loglevel)
+_shtab_turnawayctl_firewall_subparsers=(rules sets check apply confirm add del status sysctl)
+_shtab_turnawayctl_subparsers=(status stats top tail reload pause resume loglevel firewall)
 
 _shtab_turnawayctl_status_option_strings=(-h --help -s --socket --name)
 _shtab_turnawayctl_stats_option_strings=(-h --help -s --socket --name --json)
@@ -15,11 +16,24 @@ _shtab_turnawayctl_reload_option_strings=(-h --help -s --socket --name)
 _shtab_turnawayctl_pause_option_strings=(-h --help -s --socket --name)
 _shtab_turnawayctl_resume_option_strings=(-h --help -s --socket --name)
 _shtab_turnawayctl_loglevel_option_strings=(-h --help -s --socket --name)
+_shtab_turnawayctl_firewall_rules_option_strings=(-h --help --for --role --mx --list --port --to --choose --wan --auto-port --allow --allow-file --gateway --no-ipv4 --no-ipv6 --lifetime --mark)
+_shtab_turnawayctl_firewall_sets_option_strings=(-h --help --for --role --mx --list --port --to --choose --wan --auto-port --allow --allow-file --gateway --no-ipv4 --no-ipv6 --lifetime --mark -o --output --leave-out --max-change --any-change)
+_shtab_turnawayctl_firewall_check_option_strings=(-h --help --rate)
+_shtab_turnawayctl_firewall_apply_option_strings=(-h --help --confirm-within --state)
+_shtab_turnawayctl_firewall_confirm_option_strings=(-h --help --state)
+_shtab_turnawayctl_firewall_add_option_strings=(-h --help --for)
+_shtab_turnawayctl_firewall_del_option_strings=(-h --help)
+_shtab_turnawayctl_firewall_status_option_strings=(-h --help --state)
+_shtab_turnawayctl_firewall_sysctl_option_strings=(-h --help)
+_shtab_turnawayctl_firewall_option_strings=(-h --help)
 _shtab_turnawayctl_option_strings=(-h --help -s --socket --name -V --version)
 
 
 
-_shtab_turnawayctl_pos_0_choices=(status stats top tail reload pause resume loglevel)
+_shtab_turnawayctl_firewall_rules___for_choices=(nftables iptables pf-openbsd pf-freebsd ipfw)
+_shtab_turnawayctl_firewall_sets___for_choices=(nftables iptables pf-openbsd pf-freebsd ipfw)
+_shtab_turnawayctl_firewall_pos_0_choices=(rules sets check apply confirm add del status sysctl)
+_shtab_turnawayctl_pos_0_choices=(status stats top tail reload pause resume loglevel firewall)
 
 _shtab_turnawayctl_status__h_nargs=0
 _shtab_turnawayctl_status___help_nargs=0
@@ -39,6 +53,35 @@ _shtab_turnawayctl_resume__h_nargs=0
 _shtab_turnawayctl_resume___help_nargs=0
 _shtab_turnawayctl_loglevel__h_nargs=0
 _shtab_turnawayctl_loglevel___help_nargs=0
+_shtab_turnawayctl_firewall_rules__h_nargs=0
+_shtab_turnawayctl_firewall_rules___help_nargs=0
+_shtab_turnawayctl_firewall_rules___no_ipv4_nargs=0
+_shtab_turnawayctl_firewall_rules___no_ipv6_nargs=0
+_shtab_turnawayctl_firewall_sets__h_nargs=0
+_shtab_turnawayctl_firewall_sets___help_nargs=0
+_shtab_turnawayctl_firewall_sets___no_ipv4_nargs=0
+_shtab_turnawayctl_firewall_sets___no_ipv6_nargs=0
+_shtab_turnawayctl_firewall_sets___leave_out_nargs=0
+_shtab_turnawayctl_firewall_sets___any_change_nargs=0
+_shtab_turnawayctl_firewall_check_pos_0_nargs=+
+_shtab_turnawayctl_firewall_check__h_nargs=0
+_shtab_turnawayctl_firewall_check___help_nargs=0
+_shtab_turnawayctl_firewall_apply_pos_0_nargs=+
+_shtab_turnawayctl_firewall_apply__h_nargs=0
+_shtab_turnawayctl_firewall_apply___help_nargs=0
+_shtab_turnawayctl_firewall_confirm__h_nargs=0
+_shtab_turnawayctl_firewall_confirm___help_nargs=0
+_shtab_turnawayctl_firewall_add__h_nargs=0
+_shtab_turnawayctl_firewall_add___help_nargs=0
+_shtab_turnawayctl_firewall_del__h_nargs=0
+_shtab_turnawayctl_firewall_del___help_nargs=0
+_shtab_turnawayctl_firewall_status__h_nargs=0
+_shtab_turnawayctl_firewall_status___help_nargs=0
+_shtab_turnawayctl_firewall_sysctl__h_nargs=0
+_shtab_turnawayctl_firewall_sysctl___help_nargs=0
+_shtab_turnawayctl_firewall_pos_0_nargs=A...
+_shtab_turnawayctl_firewall__h_nargs=0
+_shtab_turnawayctl_firewall___help_nargs=0
 _shtab_turnawayctl_pos_0_nargs=A...
 _shtab_turnawayctl__h_nargs=0
 _shtab_turnawayctl___help_nargs=0

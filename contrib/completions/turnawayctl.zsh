@@ -10,6 +10,7 @@
 
 _shtab_turnawayctl_commands() {
   local _commands=(
+    firewall:'rules that divert listed sources to the daemon: made, checked, applied'
     loglevel:'show which connections are logged, or change it'
     pause:'take no connections on a listener; they wait in its queue'
     reload:'read the configuration anew, and tell how that went'
@@ -22,9 +23,24 @@ _shtab_turnawayctl_commands() {
   _describe 'turnawayctl commands' _commands
 }
 
+_shtab_turnawayctl_firewall_commands() {
+  local _commands=(
+    add:'divert one address for a time'
+    apply:'load rules; what was there comes back unless confirmed'
+    check:'try rules where they do nothing, then look at this host'
+    confirm:'keep the rules that were applied'
+    del:'divert one address no more'
+    rules:'print the rules that divert'
+    sets:'print the sources of the lists, for the rules'"'"' sets'
+    status:'what was diverted, how full sets and conntrack are'
+    sysctl:'print kernel settings for a diversion host, and why'
+  )
+  _describe 'turnawayctl firewall commands' _commands
+}
+
 _shtab_turnawayctl_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  {-s,--socket}"[the daemon\'s control socket (default\: \/var\/run\/COMMAND.ctl, or in \$XDG_RUNTIME_DIR when not root)]:PATH:"
+  {-s,--socket}"[the daemon\'s control socket (default\: where one answers of \$XDG_RUNTIME_DIR, unless root, \/var\/run\/COMMAND.ctl and \/run\/COMMAND\/COMMAND.ctl)]:PATH:"
   "--name[the name that the daemon was started by (default\: turnaway-fast)]:COMMAND:"
   "(- : *)"{-V,--version}"[show program\'s version number and exit]"
 )
@@ -32,11 +48,128 @@ _shtab_turnawayctl_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_turnawayctl_defaults_added=0
 
+_shtab_turnawayctl_firewall_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_turnawayctl_firewall_defaults_added=0
+
+_shtab_turnawayctl_firewall_add_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--for[such as 90s, 15m, 1h or 7d (default\: 1h)]:TIME:"
+  ":one address, or an IPv6 \/64:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_turnawayctl_firewall_add_defaults_added=0
+
+_shtab_turnawayctl_firewall_apply_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--confirm-within[time for \`confirm\`\; 0\: none is needed (default\: 60)]:SECONDS:"
+  "--state[where the former rules wait (default\: \/run\/turnaway-firewall)]:DIRECTORY:"
+  "(*):as \`rules\` and \`sets\` printed them:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_turnawayctl_firewall_apply_defaults_added=0
+
+_shtab_turnawayctl_firewall_check_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--rate[refused connections a second that are expected (default\: 1000)]:N:"
+  "(*):as \`rules\` and \`sets\` printed them:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_turnawayctl_firewall_check_defaults_added=0
+
+_shtab_turnawayctl_firewall_confirm_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--state[where the former rules wait (default\: \/run\/turnaway-firewall)]:DIRECTORY:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_turnawayctl_firewall_confirm_defaults_added=0
+
+_shtab_turnawayctl_firewall_del_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  ":one address, or an IPv6 \/64:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_turnawayctl_firewall_del_defaults_added=0
+
+_shtab_turnawayctl_firewall_rules_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--for[whose syntax\: nftables, iptables, pf-openbsd, pf-freebsd, ipfw (default\: nftables)]:FIREWALL:(nftables iptables pf-openbsd pf-freebsd ipfw)"
+  "--role[host, router or dsr (default\: host)]:ROLE:"
+  "*--mx[the addresses that are called, of both families]:ADDRESS[,...]:"
+  "*--list[a list of sources, and the port where the daemon tells them why\; earlier lists win]:NAME=FILE:PORT:"
+  "*--port[the ports that are called (default\: 25)]:PORT[,...]:"
+  "*--to[the diversion hosts, for the roles router and dsr]:ADDRESS[,...]:"
+  "--choose[which of several hosts\: turn or source (default\: turn)]:HOW:"
+  "--wan[divert only what comes in here]:INTERFACE:"
+  "--auto-port[where what \`add\`, fail2ban and CrowdSec list is sent (default\: the first list\'s)]:PORT:"
+  "*--allow[never diverted\; own addresses, loopback, gateways and diversion hosts never are]:NETWORK[,...]:"
+  "*--allow-file[networks that are never diverted, in any format that lists have]:FILE:"
+  "*--gateway[this network\'s gateways (default\: those of this host\'s routes)]:ADDRESS[,...]|none:"
+  "--no-ipv4[the MX has no IPv4 address]"
+  "--no-ipv6[the MX has no IPv6 address]"
+  "--lifetime[of what the firewall lists by itself (default\: 1h)]:TIME:"
+  "--mark[role dsr\: the firewall mark and routing table (default\: 0x19)]:N:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_turnawayctl_firewall_rules_defaults_added=0
+
+_shtab_turnawayctl_firewall_sets_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--for[whose syntax\: nftables, iptables, pf-openbsd, pf-freebsd, ipfw (default\: nftables)]:FIREWALL:(nftables iptables pf-openbsd pf-freebsd ipfw)"
+  "--role[host, router or dsr (default\: host)]:ROLE:"
+  "*--mx[the addresses that are called, of both families]:ADDRESS[,...]:"
+  "*--list[a list of sources, and the port where the daemon tells them why\; earlier lists win]:NAME=FILE:PORT:"
+  "*--port[the ports that are called (default\: 25)]:PORT[,...]:"
+  "*--to[the diversion hosts, for the roles router and dsr]:ADDRESS[,...]:"
+  "--choose[which of several hosts\: turn or source (default\: turn)]:HOW:"
+  "--wan[divert only what comes in here]:INTERFACE:"
+  "--auto-port[where what \`add\`, fail2ban and CrowdSec list is sent (default\: the first list\'s)]:PORT:"
+  "*--allow[never diverted\; own addresses, loopback, gateways and diversion hosts never are]:NETWORK[,...]:"
+  "*--allow-file[networks that are never diverted, in any format that lists have]:FILE:"
+  "*--gateway[this network\'s gateways (default\: those of this host\'s routes)]:ADDRESS[,...]|none:"
+  "--no-ipv4[the MX has no IPv4 address]"
+  "--no-ipv6[the MX has no IPv6 address]"
+  "--lifetime[of what the firewall lists by itself (default\: 1h)]:TIME:"
+  "--mark[role dsr\: the firewall mark and routing table (default\: 0x19)]:N:"
+  {-o,--output}"[replace FILE, at once]:FILE:"
+  "--leave-out[go on without entries that are too wide, private or our own]"
+  "--max-change[refuse to change a list by more (default\: 50)]:PERCENT:"
+  "--any-change[however much a list changes]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_turnawayctl_firewall_sets_defaults_added=0
+
+_shtab_turnawayctl_firewall_status_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--state[where the former rules wait (default\: \/run\/turnaway-firewall)]:DIRECTORY:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_turnawayctl_firewall_status_defaults_added=0
+
+_shtab_turnawayctl_firewall_sysctl_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_turnawayctl_firewall_sysctl_defaults_added=0
+
 _shtab_turnawayctl_loglevel_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  {-s,--socket}"[the daemon\'s control socket (default\: \/var\/run\/COMMAND.ctl, or in \$XDG_RUNTIME_DIR when not root)]:PATH:"
+  {-s,--socket}"[the daemon\'s control socket (default\: where one answers of \$XDG_RUNTIME_DIR, unless root, \/var\/run\/COMMAND.ctl and \/run\/COMMAND\/COMMAND.ctl)]:PATH:"
   "--name[the name that the daemon was started by (default\: turnaway-fast)]:COMMAND:"
-  ":capped\:N, sample\:N, all or none, for all listeners until a reload:"
+  ":capped\:N, sample\:N, all or none, until a reload:"
+  ":for this place or name alone (default\: all listeners without a setting of their own):"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -44,7 +177,7 @@ _shtab_turnawayctl_loglevel_defaults_added=0
 
 _shtab_turnawayctl_pause_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  {-s,--socket}"[the daemon\'s control socket (default\: \/var\/run\/COMMAND.ctl, or in \$XDG_RUNTIME_DIR when not root)]:PATH:"
+  {-s,--socket}"[the daemon\'s control socket (default\: where one answers of \$XDG_RUNTIME_DIR, unless root, \/var\/run\/COMMAND.ctl and \/run\/COMMAND\/COMMAND.ctl)]:PATH:"
   "--name[the name that the daemon was started by (default\: turnaway-fast)]:COMMAND:"
   ":its place, or its name:"
 )
@@ -54,7 +187,7 @@ _shtab_turnawayctl_pause_defaults_added=0
 
 _shtab_turnawayctl_reload_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  {-s,--socket}"[the daemon\'s control socket (default\: \/var\/run\/COMMAND.ctl, or in \$XDG_RUNTIME_DIR when not root)]:PATH:"
+  {-s,--socket}"[the daemon\'s control socket (default\: where one answers of \$XDG_RUNTIME_DIR, unless root, \/var\/run\/COMMAND.ctl and \/run\/COMMAND\/COMMAND.ctl)]:PATH:"
   "--name[the name that the daemon was started by (default\: turnaway-fast)]:COMMAND:"
 )
 
@@ -63,7 +196,7 @@ _shtab_turnawayctl_reload_defaults_added=0
 
 _shtab_turnawayctl_resume_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  {-s,--socket}"[the daemon\'s control socket (default\: \/var\/run\/COMMAND.ctl, or in \$XDG_RUNTIME_DIR when not root)]:PATH:"
+  {-s,--socket}"[the daemon\'s control socket (default\: where one answers of \$XDG_RUNTIME_DIR, unless root, \/var\/run\/COMMAND.ctl and \/run\/COMMAND\/COMMAND.ctl)]:PATH:"
   "--name[the name that the daemon was started by (default\: turnaway-fast)]:COMMAND:"
   ":its place, or its name:"
 )
@@ -73,7 +206,7 @@ _shtab_turnawayctl_resume_defaults_added=0
 
 _shtab_turnawayctl_stats_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  {-s,--socket}"[the daemon\'s control socket (default\: \/var\/run\/COMMAND.ctl, or in \$XDG_RUNTIME_DIR when not root)]:PATH:"
+  {-s,--socket}"[the daemon\'s control socket (default\: where one answers of \$XDG_RUNTIME_DIR, unless root, \/var\/run\/COMMAND.ctl and \/run\/COMMAND\/COMMAND.ctl)]:PATH:"
   "--name[the name that the daemon was started by (default\: turnaway-fast)]:COMMAND:"
   "--json[every counter, as JSON]"
 )
@@ -83,7 +216,7 @@ _shtab_turnawayctl_stats_defaults_added=0
 
 _shtab_turnawayctl_status_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  {-s,--socket}"[the daemon\'s control socket (default\: \/var\/run\/COMMAND.ctl, or in \$XDG_RUNTIME_DIR when not root)]:PATH:"
+  {-s,--socket}"[the daemon\'s control socket (default\: where one answers of \$XDG_RUNTIME_DIR, unless root, \/var\/run\/COMMAND.ctl and \/run\/COMMAND\/COMMAND.ctl)]:PATH:"
   "--name[the name that the daemon was started by (default\: turnaway-fast)]:COMMAND:"
 )
 
@@ -92,7 +225,7 @@ _shtab_turnawayctl_status_defaults_added=0
 
 _shtab_turnawayctl_tail_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  {-s,--socket}"[the daemon\'s control socket (default\: \/var\/run\/COMMAND.ctl, or in \$XDG_RUNTIME_DIR when not root)]:PATH:"
+  {-s,--socket}"[the daemon\'s control socket (default\: where one answers of \$XDG_RUNTIME_DIR, unless root, \/var\/run\/COMMAND.ctl and \/run\/COMMAND\/COMMAND.ctl)]:PATH:"
   "--name[the name that the daemon was started by (default\: turnaway-fast)]:COMMAND:"
   "--source[only from this address or network]:ADDRESS[/BITS]:"
   "--persona[only those told this]:NAME:"
@@ -104,7 +237,7 @@ _shtab_turnawayctl_tail_defaults_added=0
 
 _shtab_turnawayctl_top_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  {-s,--socket}"[the daemon\'s control socket (default\: \/var\/run\/COMMAND.ctl, or in \$XDG_RUNTIME_DIR when not root)]:PATH:"
+  {-s,--socket}"[the daemon\'s control socket (default\: where one answers of \$XDG_RUNTIME_DIR, unless root, \/var\/run\/COMMAND.ctl and \/run\/COMMAND\/COMMAND.ctl)]:PATH:"
   "--name[the name that the daemon was started by (default\: turnaway-fast)]:COMMAND:"
   {-i,--interval}"[default\: 1]:SECONDS:"
   {-n,--count}"[end after N intervals]:N:"
@@ -133,6 +266,7 @@ _shtab_turnawayctl() {
       (( CURRENT += 1 ))
       curcontext="${curcontext%:*:*}:_shtab_turnawayctl-$line[1]:"
       case $line[1] in
+        firewall) _shtab_turnawayctl_firewall ;;
         loglevel) _arguments -C -s $_shtab_turnawayctl_loglevel_options ;;
         pause) _arguments -C -s $_shtab_turnawayctl_pause_options ;;
         reload) _arguments -C -s $_shtab_turnawayctl_reload_options ;;
@@ -141,6 +275,37 @@ _shtab_turnawayctl() {
         status) _arguments -C -s $_shtab_turnawayctl_status_options ;;
         tail) _arguments -C -s $_shtab_turnawayctl_tail_options ;;
         top) _arguments -C -s $_shtab_turnawayctl_top_options ;;
+      esac
+  esac
+}
+
+_shtab_turnawayctl_firewall() {
+  local context state line curcontext="$curcontext" one_or_more='(*)' remainder='(-)*:' default='*::: :->firewall'
+
+  # Add default positional/remainder specs only if none exist, and only once per session
+  if (( ! _shtab_turnawayctl_firewall_defaults_added )); then
+    if (( ${_shtab_turnawayctl_firewall_options[(I)${(q)one_or_more}*]} +          ${_shtab_turnawayctl_firewall_options[(I)${(q)remainder}*]} +          ${_shtab_turnawayctl_firewall_options[(I)${(q)default}]} == 0 )); then
+      _shtab_turnawayctl_firewall_options+=(': :_shtab_turnawayctl_firewall_commands' '*::: :->firewall')
+    fi
+    _shtab_turnawayctl_firewall_defaults_added=1
+  fi
+  _arguments -C -s $_shtab_turnawayctl_firewall_options
+
+  case $state in
+    firewall)
+      words=($line[1] "${words[@]}")
+      (( CURRENT += 1 ))
+      curcontext="${curcontext%:*:*}:_shtab_turnawayctl_firewall-$line[1]:"
+      case $line[1] in
+        add) _arguments -C -s $_shtab_turnawayctl_firewall_add_options ;;
+        apply) _arguments -C -s $_shtab_turnawayctl_firewall_apply_options ;;
+        check) _arguments -C -s $_shtab_turnawayctl_firewall_check_options ;;
+        confirm) _arguments -C -s $_shtab_turnawayctl_firewall_confirm_options ;;
+        del) _arguments -C -s $_shtab_turnawayctl_firewall_del_options ;;
+        rules) _arguments -C -s $_shtab_turnawayctl_firewall_rules_options ;;
+        sets) _arguments -C -s $_shtab_turnawayctl_firewall_sets_options ;;
+        status) _arguments -C -s $_shtab_turnawayctl_firewall_status_options ;;
+        sysctl) _arguments -C -s $_shtab_turnawayctl_firewall_sysctl_options ;;
       esac
   esac
 }

@@ -177,7 +177,8 @@ def allowed_calls() -> set[str]:
     allowed: set[str] = set()
     for line in settings_of("systemd")["SystemCallFilter"]:
         for name in line.lstrip("~").split():
-            allowed = allowed - systemd_set(name) if line[0] == "~" else allowed | systemd_set(name)
+            calls = systemd_set(name) if name[0] == "@" else {name}
+            allowed = allowed - calls if line[0] == "~" else allowed | calls
     return allowed | systemd_set("@default")
 
 

@@ -424,6 +424,132 @@ def test_loglevel_until_a_reload(syslog: Syslog, door: Path) -> None:
         assert ctl(door, "loglevel").stdout == "capped:20\n"
 
 
+def test_loglevel_of_one_listener(syslog: Syslog, door: Path) -> None:
+    """A listener's own setting is left alone; one can be given to a listener."""
+    with configured(syslog, door, count=3) as (file, ports, _):
+        places = [f"127.0.0.1:{port}" for port in ports]
+        text = file.read_text().replace(
+            'name = "mx2.example.com"\n', 'name = "mx2.example.com"\nlog-connections = "none"\n'
+        )
+        file.write_text(text)
+        assert ctl(door, "reload").returncode == 0
+
+        def lines() -> list[int]:
+            """Connection lines of each listener, after one client each."""
+            before = [len(syslog.matching(f"turned away .* to=.*:{port} ")) for port in ports]
+            for port in ports:
+                banner(port)
+            ctl(door, "loglevel")
+            time.sleep(1.2)  # a tick, and the beginning of a second
+            after = [len(syslog.matching(f"turned away .* to=.*:{port} ")) for port in ports]
+            return [now - then for then, now in zip(before, after, strict=True)]
+
+        assert ctl(door, "loglevel").stdout == f"capped:20\n{places[1]}  none\n"
+        assert ctl(door, "loglevel", "all").stdout == f"all\n{places[1]}  none\n"
+        assert lines() == [1, 0, 1]
+        assert ctl(door, "loglevel", "none").returncode == 0
+        assert ctl(door, "loglevel", "all", "mx2.example.com").stdout == f"{places[1]}  all\n"
+        assert lines() == [0, 1, 0]
+        assert ctl(door, "loglevel", "sample:1", places[2]).stdout == f"{places[2]}  sample:1\n"
+        assert lines() == [0, 1, 1]
+        assert re.search(r" STATE +LOG\n(.*\n)*.*mx2.* open +all\n", ctl(door, "status").stdout)
+        syslog.wait_for(rf"control: loglevel sample:1 {places[2]} \(uid \d+\)")
+        done = ctl(door, "loglevel", "all", "nowhere")
+        assert (done.returncode, done.stdout) == (os.EX_USAGE, "")
+        assert ctl(door, "reload").returncode == 0
+        assert ctl(door, "loglevel").stdout == f"capped:20\n{places[1]}  none\n"
+        assert lines() == [1, 0, 1]
+
+
+# --- without -s ----------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def by_hand(*options: str, program: Path, **popen: Any) -> Iterator[subprocess.Popen[str]]:
+    """A daemon in the foreground by the name of `program`, on some port."""
+    line = [str(program), "-f", "--log", "stderr", *options]
+    process = subprocess.Popen(
+        [*line, "Earth", f"127.0.0.1:{free_port()} mx.example.com"],
+        stderr=subprocess.PIPE,
+        text=True,
+        **popen,
+    )
+    try:
+        process.first = process.stderr.readline()  # type: ignore[union-attr, attr-defined]
+        yield process
+    finally:
+        process.terminate()
+        process.wait(SECONDS)
+        process.stderr.close()  # type: ignore[union-attr]
+
+
+@pytest.fixture
+def called(tmp_path: Path) -> Path:
+    """The command by a name that nobody else has."""
+    made = tmp_path / f"turnaway-test-{os.getpid()}"
+    made.symlink_to(COMMAND)
+    return made
+
+
+def named(program: Path, *arguments: str, wrapper: Sequence[str] = (), **run: Any) -> Any:
+    line = [*wrapper, str(CTL), "--name", program.name, *arguments]
+    return subprocess.run(line, capture_output=True, text=True, timeout=3 * SECONDS, **run)
+
+
+def test_the_socket_of_a_daemon_that_was_started_as_root(called: Path) -> None:
+    need_root()
+    nobody = named(called, "status")
+    assert nobody.returncode == os.EX_UNAVAILABLE
+    assert f"no {called.name} answers at /var/run/{called.name}.ctl or /run/" in nobody.stderr
+    with by_hand("--pidfile", "none", program=called) as first:
+        assert "started:" in first.first  # type: ignore[attr-defined]
+        assert f"pid {first.pid}, " in named(called, "status").stdout
+        with by_hand("--pidfile", "none", program=called) as second:
+            # One name, one socket: the second is told so and does not start.
+            assert second.wait(SECONDS) == os.EX_TEMPFAIL
+            assert "another daemon has this control socket" in second.first  # type: ignore[attr-defined]
+        assert f"pid {first.pid}, " in named(called, "status").stdout
+        assert named(called, "status", wrapper=as_nobody()).returncode == 0  # its own user
+        daemon = ["setpriv", "--reuid=daemon", "--regid=daemon", "--clear-groups"]
+        other = named(called, "status", wrapper=daemon)
+        assert other.returncode == os.EX_NOPERM
+        assert "not permitted; be root or the daemon's user" in other.stderr
+    Path(f"/var/run/{called.name}.ctl").unlink(missing_ok=True)
+
+
+def test_the_socket_of_the_unit_is_found(called: Path) -> None:
+    """By the very ExecStart= that the unit has, with the directory that systemd makes."""
+    need_root()
+    unit = subprocess.run(
+        [called, "--print-unit", "systemd"], capture_output=True, text=True, check=True
+    ).stdout
+    folder = Path("/run") / re.search(r"^RuntimeDirectory=(.*)$", unit, re.M)[1]  # type: ignore[index]
+    line = re.search(r"^ExecStart=(.*)$", unit, re.M)[1].replace("%t", "/run").split()  # type: ignore[index]
+    control = line[line.index("--control") + 1]
+    folder.mkdir()
+    os.chown(folder, pwd.getpwnam("nobody").pw_uid, -1)
+    try:
+        with (
+            by_hand("--pidfile", "none", "--control", control, program=called) as one,
+        ):
+            for wrapper in ((), as_nobody()):
+                assert f"pid {one.pid}, " in named(called, "status", wrapper=wrapper).stdout
+            with by_hand("--pidfile", "none", program=called) as two:
+                assert "started:" in two.first  # type: ignore[attr-defined]
+                done = named(called, "status")
+                assert done.returncode == os.EX_USAGE
+                assert f"two daemons answer, at /var/run/{called.name}.ctl and {control};" in (
+                    done.stderr
+                )
+                assert f"pid {one.pid}, " in named(called, "-s", control, "status").stdout
+            # What the second leaves behind answers nobody and is passed over.
+            assert f"pid {one.pid}, " in named(called, "status").stdout
+    finally:
+        Path(control).unlink(missing_ok=True)
+        Path(f"/var/run/{called.name}.ctl").unlink(missing_ok=True)
+        folder.rmdir()
+
+
 @contextlib.contextmanager
 def tailing(door: Path, *arguments: str) -> Iterator[list[str]]:
     """The lines of a running `turnawayctl tail`."""
@@ -474,7 +600,7 @@ def test_tail_chooses(syslog: Syslog, door: Path) -> None:
         until(lambda: len(by_place) == 1 and len(persona) == 2, what="the chosen")
 
 
-def test_tail_without_a_log_ends_with_the_daemon(syslog: Syslog, door: Path) -> None:
+def test_tail_ends_with_the_daemon(syslog: Syslog, door: Path) -> None:
     with configured(syslog, door) as (_, ports, process):
         one = subprocess.Popen(
             [str(CTL), "-s", str(door), "tail"],
@@ -490,6 +616,26 @@ def test_tail_without_a_log_ends_with_the_daemon(syslog: Syslog, door: Path) -> 
         assert "the daemon ended" in one.stderr.read()  # type: ignore[union-attr]
         one.stdout.close()  # type: ignore[union-attr]
         one.stderr.close()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("log", ["none", "syslog:/nowhere/at/all"])
+def test_tail_needs_no_log(door: Path, log: str) -> None:
+    """Records come although nobody writes them down, and the tally of `top` too."""
+    port = free_port()
+    line = [str(COMMAND), "-f", "--pidfile", "none", "--control", str(door), "--log", log]
+    with subprocess.Popen([*line, "Earth", f"127.0.0.1:{port}", "mx.example.com"]) as process:
+        try:
+            until(lambda: door.exists() and ctl(door, "status").returncode == 0, what="the start")
+            with tailing(door) as lines:
+                assert WHOLE.fullmatch(banner(port, "127.0.7.7"))
+                until(lambda: lines, what="a record")
+            assert "turned away from=[127.0.7.7]:" in lines[0]
+            assert lines[0].endswith(" as=mx.example.com persona=mail code=421 outcome=sent\n")
+            assert ask(door, do="top")["sources"] == [["127.0.7.7", 1]]
+            done = ctl(door, "loglevel", "all")
+            assert done.returncode == (os.EX_UNAVAILABLE if log == "none" else 0)
+        finally:
+            process.terminate()
 
 
 def test_top_in_a_pipe(controlled: Daemon, door: Path) -> None:

@@ -33,6 +33,7 @@ from turnaway._board import (
     WORDS,
     Board,
     accept_policy,
+    capabilities,
 )
 from turnaway._journal import KINDS, Reader
 
@@ -260,6 +261,22 @@ def test_a_worker_that_is_not_there(index: int) -> None:
 def test_an_address_that_is_not_16_octets(local: bytes) -> None:
     with pytest.raises(ValueError, match=f"expected 16 octets, got {len(local)}"):
         Board(1, 1).describe(0, local, 25, False)
+
+
+def test_a_way_of_logging_is_read_back() -> None:
+    board = Board(2, 3)
+    board.log_connections(1, "capped", 9, True)
+    board.log_connections(2, "all", 0, False)
+    assert board.logs_connections(1) == ("capped", 9, True)
+    assert board.logs_connections(2) == ("all", 0, False)
+    with pytest.raises(IndexError):
+        board.logs_connections(3)
+
+
+def test_capabilities_of_this_thread() -> None:
+    """As the kernel tells them; what gives them up is tested with the daemon."""
+    status = Path("/proc/thread-self/status").read_text()
+    assert capabilities() == int(re.search(r"CapPrm:\s+(\w+)", status)[1], 16)  # type: ignore[index]
 
 
 def test_a_way_of_logging_that_is_not_there() -> None:

@@ -498,6 +498,7 @@ max-held = 11
 max-held-source = 3
 records = 128
 workers = 5
+keep-bind = true
 pidfile = "/x/\\u007f\U0001f600.pid"
 control = "/x/c.ctl"
 log-connections = "sample:9"
@@ -520,11 +521,32 @@ code = 421
 [personas."own.one".text.pop3]
 ports = [110, 995]
 line = "-ERR {{client}}"
+[personas.listed]
+{OWN}
+[personas.listed.text.pop3]
+ports = [110]
+line = "-ERR {{list}}"
 [personas."own.one".http]
 title = "No"
 text = ["<one>", "{{name}} two"]
+[[list]]
+name = "one"
+files = ["a.txt", "b \u00fc.txt"]
+format = "rbldnsd"
+persona = "listed"
+contact = "who"
+[[list]]
+name = "wanted"
+files = ["c.txt"]
+allow = true
 """
+    for name in ("a.txt", "b \u00fc.txt", "c.txt"):
+        (file.parent / name).write_text("203.0.113.7\n")
     settings = written(file, text)
+    assert settings.lists[0].files == (
+        str(file.parent / "a.txt"),
+        str(file.parent / "b \u00fc.txt"),
+    )
     assert read_back(settings, tmp_path) == settings
     assert settings.metrics == Exposition("tcp", "::1", 9125)
     default = written(file, MOST)

@@ -64,15 +64,15 @@ def test_socket_is_taken_before_and_after_the_command(tmp_path: Path) -> None:
         assert ctl.parser().parse_args(words).socket == "X"
 
 
-def test_default_socket(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert ctl.default_socket("turnawayworm") == "/var/run/turnawayworm.ctl"
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+def test_default_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    of_root = ["/var/run/turnawayworm.ctl", "/run/turnawayworm/turnawayworm.ctl"]
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1000")
-    assert ctl.default_socket("turnaway-fast") == "/run/user/1000/turnaway-fast.ctl"
-    monkeypatch.delenv("XDG_RUNTIME_DIR")
-    with pytest.raises(Failure):
-        ctl.default_socket("turnaway-fast")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert ctl.default_sockets("turnawayworm") == of_root
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert ctl.default_sockets("turnawayworm") == ["/run/user/1000/turnawayworm.ctl", *of_root]
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "relative")
+    assert ctl.default_sockets("turnawayworm") == of_root
 
 
 @pytest.fixture

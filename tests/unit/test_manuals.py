@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from turnaway import cli, config, ctl, daemon, exits
+from turnaway import cli, config, ctl, daemon, exits, lists
 from turnaway.draft import Draft, Mistakes
 from turnaway.tables import Document, Table
 
@@ -30,6 +30,7 @@ workers = 1
 [waits]
 [[listener]]
 waits = {}
+[[list]]
 [personas.own.http]
 [personas.own.text.pop3]
 [personas.other]
@@ -207,16 +208,21 @@ def test_the_options_of_turnawayctl() -> None:
 
 def test_the_commands_of_turnawayctl_and_their_options() -> None:
     source = section("turnawayctl.8", "COMMANDS")
-    headings = re.findall(r"^\.Ss (\w+)(?: (Op )?Ar (\w+))?$", source, re.M)
-    assert [name for name, _, _ in headings] == list(commands())
+    headings = re.findall(r"^\.Ss (\w+)((?: (?:Op )?Ar \w+)*)$", source, re.M)
+    assert [name for name, _ in headings] == list(commands())
     everywhere = offered(ctl.parser())
-    for name, optional, argument in headings:
+    for name, arguments in headings:
         parser = commands()[name]
-        line = f"{name}{' ' * bool(argument)}{optional}{'Ar ' * bool(argument)}{argument}"
+        line = f"{name}{arguments}"
         own = {key: value for key, value in offered(parser).items() if key not in everywhere}
         assert valued(section("turnawayctl.8", line, "Ss")) == own, name
-        words = [(one.metavar, one.nargs) for one in parser._actions if not one.option_strings]
-        assert words == ([(argument, "?" if optional else None)] if argument else []), name
+        words = [
+            (one.metavar, None if one.nargs == argparse.PARSER else one.nargs)
+            for one in parser._actions
+            if not one.option_strings
+        ]
+        told = re.findall(r" (Op )?Ar (\w+)", arguments)
+        assert words == [(argument, "?" if optional else None) for optional, argument in told], name
 
 
 def test_the_defaults_of_turnawayctl() -> None:
@@ -251,7 +257,7 @@ def asked() -> dict[str, set[str]]:
     def walk(table: Table) -> None:
         path = ".".join(str(part) for part in table.path)
         path = re.sub(r"^personas\.\w+", "personas.*", path)
-        path = re.sub(r"^listener\.0", "listener", path)
+        path = re.sub(r"^(listener|list)\.0", r"\1", path)
         path = re.sub(r"\.text\.\w+$", ".text.*", path).replace("listener.waits", "waits")
         found.setdefault(path, set()).update(table.asked)
         for one in table.tables:
@@ -275,14 +281,17 @@ def documented(*names: str) -> set[str]:
 def test_the_keys_of_the_configuration() -> None:
     known = asked()
     message = documented("Keys of the message")
-    assert documented("Keys of the process") | message | {"personas", "listener"} == known[""]
+    assert (
+        documented("Keys of the process") | message | {"personas", "listener", "list"} == known[""]
+    )
     assert documented("Listeners") | message == known["listener"]
+    assert documented("Lists") == known["list"]
     assert documented("Time limits") == known["waits"]
     assert documented("Personas") == known["personas.*"]
     assert documented("Pages") == known["personas.*.http"]
     assert documented("Refusals") == known["personas.*.text.*"]
     assert known.keys() == {
-        *("", "listener", "waits", "personas", "personas.*", "personas.*.http"),
+        *("", "listener", "list", "waits", "personas", "personas.*", "personas.*.http"),
         *("personas.*.text", "personas.*.text.*"),
     }
 
@@ -313,8 +322,7 @@ def test_the_defaults_of_the_configuration(tmp_path: Path) -> None:
 
 def test_what_a_reload_cannot_change_is_told() -> None:
     said = set(re.findall(r"^\.Ic (\S+)", section("turnaway.toml.5", "CAVEATS"), re.M))
-    fixed = {"user" if name == "identity" else name for name in daemon.FIXED}
-    fixed -= {"syslog_socket", "json_path"}  # parts of `log`
+    fixed = {daemon.NAMES.get(name, name) for name in daemon.FIXED}
     assert said - {"group"} == fixed
 
 
@@ -365,8 +373,23 @@ def test_the_example_file_has_every_key_and_is_well(tmp_path: Path) -> None:
     everything = everything.replace('"/var/empty"', f'"{tmp_path}"')
     everything = re.sub(r'^(user|group) = "turnaway"', "", everything, flags=re.M)
     file.write_text(everything)
-    listeners = cli.parse(["turnaway-fast", "-c", str(file)], root=True).settings.listeners
+    for name, line in (("drop_v4.json", '{"cidr":"203.0.113.0/24"}'), ("drop_v6.json", "")):
+        (tmp_path / name).write_text(line + "\n")
+    (tmp_path / "allow.txt").write_text("203.0.113.7\n")
+    settings = cli.parse(["turnaway-fast", "-c", str(file)], root=True).settings
+    listeners = settings.listeners
     assert [one.persona.name for one in listeners] == ["mail", "mail", "our-list", "our-list"]
+    assert [(one.name, one.allow) for one in settings.lists] == [
+        ("spamhaus-drop", False),
+        ("wanted", True),
+    ]
+    keys = {key for one in tomllib.loads(everything)["list"] for key in one}
+    assert keys == asked()["list"]
+
+
+def test_the_formats_of_list_files() -> None:
+    shown = items(section("turnaway.toml.5", "LIST FILES"), "Cm")
+    assert {line.removeprefix("Cm ") for line in shown} == set(lists.FORMATS)
 
 
 def test_the_defaults_of_the_example_file_are_those_of_the_code(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench import accounts, blast
-from bench.peers import Drain, Running
+from bench.peers import Running
+from bench.peers.syslog import Syslog
 
 WARM = 100_000  # connections before the first look: what is taken once is taken
 CHUNK = 20_000
@@ -134,15 +135,17 @@ def look(pid: int, connections: int) -> Look:
 
 def counters(server: Running, expected: int, seconds: float = 10.0) -> dict[str, int]:
     """The daemon's counters by SIGUSR1, once `expected` connections are over in them."""
-    assert isinstance(server.syslog, Drain)
+    assert isinstance(server.syslog, Syslog)
     until = time.monotonic() + seconds
     found: dict[str, int] = {}
     while time.monotonic() < until:
-        server.syslog.last = b""
+        before = server.syslog.datagrams
         server.process.send_signal(signal.SIGUSR1)
-        while b"counters: " not in server.syslog.last and time.monotonic() < until:
+        said = b""
+        while b"counters: " not in said and time.monotonic() < until:
             time.sleep(0.01)
-        words = re.findall(rb"([A-Za-z_]+)=(\d+)", server.syslog.last)
+            said = server.syslog.last if server.syslog.datagrams > before else b""
+        words = re.findall(rb"([A-Za-z_]+)=(\d+)", said)
         found = {name.decode(): int(count) for name, count in words}
         if sum(found.get(name, 0) for name in OVER) >= expected:
             break

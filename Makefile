@@ -6,6 +6,7 @@
 #             what goes wrong and who comes too often, and the tables of
 #             docs/reliability.md from it; floods and soak take minutes and want root
 # make fuzz   5 million executions of the fuzz targets (FUZZ_TIMES=10: 50 million); needs clang
+# make sanitize  loops, tests and parts under the sanitizers and valgrind: 20 minutes
 # make clean  what the others made
 #
 # A stamp in .venv tells what is installed there, so that nothing is done twice.
@@ -16,7 +17,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 EXT    := $(wildcard ext/*.pyx ext/*.pxd ext/*.h) setup.py
 
-.PHONY: run test lint bench faults floods soak fuzz clean
+.PHONY: run test lint bench faults floods soak fuzz sanitize clean
 
 $(VENV)/stamp-venv:
 	$(PYTHON) -m venv $(VENV)
@@ -76,12 +77,15 @@ floods: $(VENV)/stamp-package $(VENV)/stamp-bench
 
 soak: $(VENV)/stamp-package $(VENV)/stamp-bench
 	$(BIN)/python -m bench build
-	$(BIN)/python -m bench soak --write
+	unshare -n sh -c 'ip link set lo up && exec $(BIN)/python -m bench soak --write'
 
 FUZZ_TIMES ?= 1
 
 fuzz: $(VENV)/stamp-build
 	$(BIN)/python tests/fuzz/fuzzers.py run --times $(FUZZ_TIMES)
+
+sanitize: $(VENV)/stamp-package $(VENV)/stamp-test
+	$(BIN)/python tests/sanitize/sanitizers.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info turnaway/*.so

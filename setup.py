@@ -1,15 +1,20 @@
 """Builds the extension: the sources in ext/ become modules of turnaway/.
 
-Everything else about the package stands in pyproject.toml.  Two switches, both
-environment variables, both for developers:
+The loop is that of the platform: epoll on Linux, kqueue on FreeBSD, OpenBSD,
+NetBSD and macOS.  Everything else about the package stands in pyproject.toml.
+Three switches, all environment variables, all for developers:
 
     TURNAWAY_STRICT=1    C warnings and Cython's performance hints are errors
     TURNAWAY_COVERAGE=1  line tracing for coverage.py (not abi3, C beside .pyx)
+    TURNAWAY_LOOP=kqueue on Linux, the loop of the BSDs over the libkqueue that
+                         pkg-config finds; a daemon takes it where it finds no other
 """
 
 import contextlib
 import io
 import os
+import shlex
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -24,10 +29,51 @@ COVERAGE = os.environ.get("TURNAWAY_COVERAGE") == "1"
 # limited API there before 3.15) nor with line tracing (not in a limited API).
 ABI3 = not COVERAGE and not sysconfig.get_config_var("Py_GIL_DISABLED")
 
-LOOPS = {"linux": "epoll"}
+LOOPS = {
+    "linux": ("epoll", "kqueue"),
+    "freebsd": ("kqueue",),
+    "openbsd": ("kqueue",),
+    "netbsd": ("kqueue",),
+    "darwin": ("kqueue",),
+}
 SHARED = [str(path) for path in sorted(Path("ext").glob("*.pxd"))] + ["ext/net.h"]
 
 Options.warning_errors = True
+
+
+def loop() -> str:
+    """The loop to build: the first that the platform has, or TURNAWAY_LOOP."""
+    # The BSDs have their version at the end of the name: freebsd14.
+    able = next((have for name, have in LOOPS.items() if sys.platform.startswith(name)), None)
+    if able is None:
+        raise SystemExit(
+            f"setup.py: no loop for {sys.platform}: Turnaway runs on Linux, FreeBSD, OpenBSD,"
+            " NetBSD and macOS"
+        )
+    wanted = os.environ.get("TURNAWAY_LOOP") or able[0]
+    if wanted not in able:
+        raise SystemExit(
+            f"setup.py: TURNAWAY_LOOP={wanted}: expected {' or '.join(able)} on {sys.platform}"
+        )
+    return wanted
+
+
+def libkqueue(question: str) -> list[str]:
+    """What pkg-config says of the system's libkqueue; nothing where kqueue is its own."""
+    if not sys.platform.startswith("linux"):
+        return []
+    try:
+        return shlex.split(
+            subprocess.run(
+                ["pkg-config", question, "libkqueue"], check=True, text=True, capture_output=True
+            ).stdout
+        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = str(getattr(error, "stderr", None) or error).strip().partition("\n")[0]
+        raise SystemExit(
+            "setup.py: TURNAWAY_LOOP=kqueue needs libkqueue on Linux, and pkg-config does not"
+            f" find it: {reason}"
+        ) from None
 
 
 def extension(name: str) -> Extension:
@@ -47,6 +93,11 @@ def extension(name: str) -> Extension:
             "-Wno-unused-function",
             "-Wno-missing-field-initializers",
         ]
+    libraries: list[str] = []
+    if name == "kqueue":
+        macros.append(("TURNAWAY_KQUEUE", "1"))
+        flags += libkqueue("--cflags")
+        libraries = libkqueue("--libs")
     return Extension(
         f"turnaway._{name}",
         [f"ext/{name}.pyx"],
@@ -54,6 +105,7 @@ def extension(name: str) -> Extension:
         depends=SHARED,
         define_macros=macros,
         extra_compile_args=flags,
+        extra_link_args=libraries,
         py_limited_api=ABI3,
     )
 
@@ -76,11 +128,7 @@ def generate(extensions: list[Extension]) -> list[Extension]:
                 raise SystemExit("setup.py: performance hints are errors (see above)")
 
 
-loop = LOOPS.get(sys.platform)
-if loop is None:
-    raise SystemExit(f"setup.py: no loop for {sys.platform}: Turnaway runs on Linux")
-
 setup(
-    ext_modules=generate([extension(name) for name in ("board", "journal", "readers", loop)]),
+    ext_modules=generate([extension(name) for name in ("board", "journal", "readers", loop())]),
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if ABI3 else {},
 )

@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     soaking = commands.add_parser("soak", help="millions of connections: what grows, what is lost")
     soaking.add_argument("--connections", type=int, default=10_000_000)
     soaking.add_argument("--workers", type=int, default=2)
-    soaking.add_argument("--clients", type=int, default=1, help="threads that connect")
+    soaking.add_argument("--clients", type=int, default=2, help="threads that connect")
     soaking.add_argument("--write", action="store_true", help="the table of docs/reliability.md")
     chosen = parser.parse_args(arguments)
     if chosen.command == "build":
@@ -144,7 +144,7 @@ def _soak(chosen: argparse.Namespace) -> int:
     for name, figure in done.figures().items():
         print(f"{name}: {figure}")
     if chosen.write:
-        said = f"python -m bench soak --connections {chosen.connections}"
+        said = f"make soak (python -m bench soak --connections {chosen.connections})"
         rows = [{"what": name, "figure": figure} for name, figure in done.figures().items()]
         reliability.record("soak", said, rows, done.as_dict())
     for trouble in done.troubles():

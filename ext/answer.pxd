@@ -25,7 +25,7 @@ from counters cimport (
 from line cimport INET6_ADDRSTRLEN, put, put_address
 from listeners cimport Board, Budget, Detail, Facts, Listening, Worker
 from net cimport (
-    net_add64, net_discard, net_half_close, net_local, net_send, net_send_held,
+    net_add64, net_discard, net_half_close, net_load32, net_local, net_send, net_send_held,
     net_unpack, sockaddr_storage,
 )
 from ring cimport (
@@ -181,7 +181,7 @@ cdef inline void record(
         line.flags = RECORD_DETAILED
     line.local_port = <uint16_t>facts.port
     memcpy(line.local, facts.local, 16)
-    if facts.wildcard and (line.flags or board.overheard) and net_local(fd, &local) == 0:
+    if facts.wildcard and (line.flags or net_load32(&board.overheard)) and net_local(fd, &local) == 0:
         line.local_port = net_unpack(&local, line.local)
     if ring_commit(&worker.ring) and board.bell >= 0:
         write(board.bell, b"\0", 1)

@@ -7,6 +7,7 @@ attach a socket, read counters, say stop.  Setup calls raise; the loops take
 the memory through `capsule` and never come back here.
 """
 
+from cpython.exc cimport PyErr_SetFromErrno
 from cpython.pycapsule cimport PyCapsule_New
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
@@ -18,8 +19,9 @@ from listeners cimport Board as Memory
 from listeners cimport DISPOSAL_BUCKETS, Facts, Listening, Stop, Worker
 from libc.errno cimport errno
 from net cimport (
-    net_capabilities, net_keep_capabilities, net_limit_capabilities, net_load32, net_load64,
-    net_no_new_privileges, net_store32,
+    NET_SHARE, net_capabilities, net_cork, net_finwait, net_give_up,
+    net_keep_capabilities, net_limit_capabilities, net_load32, net_load64,
+    net_no_new_privileges, net_peer_user, net_share, net_store32,
 )
 from pool cimport FIFOS
 from pool cimport QUEUES as QUEUE_COUNT
@@ -61,6 +63,48 @@ MANNERS = ("now", "drain", "quit", "reset", "ask")
 EXPECTED = ("any", "http", "tls", "socks")
 STATES = ("new", "running", "stopped", "broken")
 DETAILS = ("none", "capped", "sample", "all")
+
+
+# When sockets of one address can be made to share its connections evenly.
+SHARING = ("never", "before bind", "any time")[<int>NET_SHARE]
+
+
+cdef bint option_set(int result) except -1:
+    if result < 0:
+        PyErr_SetFromErrno(OSError)
+    return result > 0
+
+
+def cork(int fd, bint on):
+    """Hold back what is sent until the FIN goes with it; False where no option does
+    that.  Raises OSError.  All these options are inherited by accepted sockets."""
+    return option_set(net_cork(fd, on))
+
+
+def give_up(int fd, int millis):
+    """Give a client up that acknowledges nothing for so long, in whole seconds on some
+    systems; False where no option does that.  Raises OSError."""
+    return option_set(net_give_up(fd, millis))
+
+
+def finwait(int fd, int seconds):
+    """How long FIN-WAIT-2 lasts, -1 for neither that nor TIME-WAIT; False where no option
+    does that.  Raises OSError."""
+    return option_set(net_finwait(fd, seconds))
+
+
+def share(int fd):
+    """Share the connections of an address with other such sockets, see SHARING; False
+    where no option does that.  Raises OSError."""
+    return option_set(net_share(fd))
+
+
+def peer_user(int fd):
+    """The user at the other end of a local socket.  Raises OSError."""
+    cdef long long user = net_peer_user(fd)
+    if user < 0:
+        PyErr_SetFromErrno(OSError)
+    return user
 
 
 def no_new_privileges():
@@ -313,6 +357,16 @@ cdef class Board:
                 self.memory.worker[which].listening[self.check_listener(listener)].leaves = True
             net_store32(&self.memory.worker[which].stop, Stop.STOP_RETIRE)
 
+    def released(self, int listener):
+        """Whether every loop has let go of a listener that leaves: who waited there is
+        answered, and its socket may be closed."""
+        cdef int32_t which
+        self.check_listener(listener)
+        for which in range(self.memory.workers):
+            if <int>net_load32(<uint32_t *>&self.memory.worker[which].listening[listener].fd) >= 0:
+                return False
+        return True
+
     def disposal(self):
         """([connections per bucket of time], sum in microseconds), over all workers.
 
@@ -339,10 +393,10 @@ cdef class Board:
                 STATES[net_load32(&self.memory.worker[which].state)],
                 self.memory.worker[which].error,
                 net_load64(&self.memory.worker[which].turns),
-                self.memory.worker[which].resting,
-                self.memory.worker[which].pool.used,
-                bool(self.memory.worker[which].pool.stress),
-                self.memory.worker[which].pool.stresses,
+                net_load32(&self.memory.worker[which].resting),
+                net_load32(&self.memory.worker[which].pool.used),
+                bool(net_load32(&self.memory.worker[which].pool.stress)),
+                net_load64(&self.memory.worker[which].pool.stresses),
                 bool(self.memory.worker[which].own_table),
             ))
         return states
@@ -351,10 +405,12 @@ cdef class Board:
         """The counters of one listener in one worker, in the order of COUNTERS."""
         cdef int index
         cdef Listening *listening = &self.worker_at(worker).listening[self.check_listener(listener)]
-        return tuple([
-            net_load64(&listening.counters.count[index])
-            for index in range(<int>COUNTER_COUNT)
-        ])
+        counts = [0] * <int>COUNTER_COUNT
+        # Last to first: a connection is counted before what becomes of it, so
+        # that no look sees more answers than connections.
+        for index in range(<int>COUNTER_COUNT - 1, -1, -1):
+            counts[index] = net_load64(&listening.counters.count[index])
+        return tuple(counts)
 
     def dropped(self):
         """Records dropped because a ring was full, over all workers."""

@@ -151,9 +151,9 @@ cdef void retire(Board *board, int poller, Worker *worker) noexcept nogil:
         while listening.leaves and taken < LAST_ACCEPTS and net_steady() < until:
             if serve(board, poller, worker, listening, until, &taken):
                 break
-        if worker.own_table or listening.leaves:
-            close(listening.fd)
-        listening.fd = -1
+        if worker.own_table:
+            close(listening.fd)  # else the shell does
+        net_store32(<uint32_t *>&listening.fd, <uint32_t>-1)
 
 
 cdef void turn_until_stopped(Board *board, int poller, Worker *worker) noexcept nogil:

@@ -20,7 +20,7 @@ from listeners cimport Board as Memory
 from listeners cimport Worker
 from net cimport (
     NET_DATAGRAMS, iovec, net_send_datagrams, net_sleep, net_steady,
-    net_writable,
+    net_store32, net_writable,
 )
 from ring cimport (
     RECORD_DETAILED, Record, Ring, ring_peek, ring_release, ring_waiting,
@@ -232,7 +232,7 @@ cdef class Reader:
         for index, count in enumerate(allowed):
             self.allowed[<int>index] = count
         self.wanted = wanted
-        self.memory.overheard = wanted > 0
+        net_store32(&self.memory.overheard, wanted > 0)
         self.copied = 0
         if wanted > 0 and self.copies == NULL:
             # Only who watches pays for it, and only once.

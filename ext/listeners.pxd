@@ -10,7 +10,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from counters cimport (
     ERR_EINTR, RESTS, Counter, Counters, Policy, counter_of_errno, policy_of,
 )
-from net cimport net_add64, sockaddr_storage
+from net cimport net_add64, net_store32, sockaddr_storage
 from pool cimport QUEUES, Client, Pool
 from ring cimport Ring
 from slot cimport Answer
@@ -146,7 +146,7 @@ cdef inline void listener_rest(Worker *worker, Listening *listening, int64_t now
     net_add64(&listening.counters.count[<int>Counter.RESTS], 1)
     listening.resting = True
     listening.retry = now + REST_MICROS
-    worker.resting += 1
+    net_store32(&worker.resting, worker.resting + 1)
 
 
 cdef inline Policy listener_stumble(
@@ -168,7 +168,7 @@ cdef inline Policy listener_stumble(
 cdef inline void listener_rise(Worker *worker, Listening *listening) noexcept nogil:
     """The rest is over; the caller puts the listener back into its poller."""
     listening.resting = False
-    worker.resting -= 1
+    net_store32(&worker.resting, worker.resting - 1)
 
 
 cdef inline void disposal_add(Worker *worker, int64_t micros, uint64_t connections) noexcept nogil:

@@ -227,6 +227,94 @@ static inline int net_writable(int fd, int millis)
     return poll(&one, 1, millis) == 1 && (one.revents & POLLOUT) != 0;
 }
 
+/*
+ * Options of a listening socket that accepted ones inherit.  Each returns 1 when
+ * it is set, 0 where the system has no such option, or -1.
+ */
+static inline int net_option(int fd, int level, int option, int value)
+{
+    return setsockopt(fd, level, option, &value, sizeof value) == 0 ? 1 : -1;
+}
+
+/* Hold back what is sent until the FIN goes with it: tcp(7), tcp(4). */
+static inline int net_cork(int fd, int on)
+{
+#if defined(TCP_CORK)
+    return net_option(fd, IPPROTO_TCP, TCP_CORK, on);
+#elif defined(TCP_NOPUSH) /* FreeBSD, OpenBSD, macOS */
+    return net_option(fd, IPPROTO_TCP, TCP_NOPUSH, on);
+#else
+    (void)fd, (void)on;
+    return 0;
+#endif
+}
+
+/* Give a client up that has acknowledged nothing for so long. */
+static inline int net_give_up(int fd, int millis)
+{
+#if defined(TCP_USER_TIMEOUT)
+    return net_option(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, millis);
+#elif defined(TCP_MAXUNACKTIME) /* FreeBSD: seconds */
+    return net_option(fd, IPPROTO_TCP, TCP_MAXUNACKTIME, (millis + 999) / 1000);
+#elif defined(TCP_RXT_CONNDROPTIME) /* macOS: seconds of retransmission */
+    return net_option(fd, IPPROTO_TCP, TCP_RXT_CONNDROPTIME, (millis + 999) / 1000);
+#else
+    (void)fd, (void)millis;
+    return 0;
+#endif
+}
+
+/* How long FIN-WAIT-2 lasts; -1: neither that nor TIME-WAIT. */
+static inline int net_finwait(int fd, int seconds)
+{
+#if defined(TCP_LINGER2)
+    return net_option(fd, IPPROTO_TCP, TCP_LINGER2, seconds);
+#else
+    (void)fd, (void)seconds;
+    return 0;
+#endif
+}
+
+/*
+ * Sockets of one address that share its connections evenly: not at all, by an
+ * option set before bind, or by one that may be set later.  Where it is not at
+ * all, SO_REUSEPORT means something else: one of them gets every connection.
+ */
+enum { NET_SHARE_NONE, NET_SHARE_BEFORE_BIND, NET_SHARE_ANY_TIME };
+#if defined(__linux__)
+enum { NET_SHARE = NET_SHARE_ANY_TIME };
+#elif defined(SO_REUSEPORT_LB)
+enum { NET_SHARE = NET_SHARE_BEFORE_BIND };
+#else
+enum { NET_SHARE = NET_SHARE_NONE };
+#endif
+
+static inline int net_share(int fd)
+{
+#if defined(__linux__)
+    return net_option(fd, SOL_SOCKET, SO_REUSEPORT, 1);
+#elif defined(SO_REUSEPORT_LB)
+    return net_option(fd, SOL_SOCKET, SO_REUSEPORT_LB, 1);
+#else
+    (void)fd;
+    return 0;
+#endif
+}
+
+/* The user at the other end of a local socket, or -1. */
+static inline int64_t net_peer_user(int fd)
+{
+#if defined(SO_PEERCRED) && defined(__linux__)
+    struct ucred peer;
+    socklen_t size = sizeof peer;
+    return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0 ? (int64_t)peer.uid : -1;
+#else
+    uid_t user;
+    gid_t group;
+    return getpeereid(fd, &user, &group) == 0 ? (int64_t)user : -1;
+#endif
+}
+
 /* Nothing this process executes may gain privileges: prctl(2). */
 static inline int net_no_new_privileges(void)
 {
@@ -295,6 +383,99 @@ static inline void net_name_thread(const char *name)
 #endif
 }
 
+#if defined(TURNAWAY_KQUEUE) /* setup.py sets it for ext/kqueue.pyx alone */
+#include <sys/event.h>
+
+/*
+ * Whether nanosleep(2) can end within a millisecond.  OpenBSD and NetBSD wait
+ * for ticks of their clock, 10 ms each (hz(9)): a pause meant for a
+ * millisecond would let 20 ms of connections overflow a short queue.
+ */
+#if defined(__OpenBSD__) || defined(__NetBSD__)
+#define NET_SHORT_SLEEPS 0
+#else
+#define NET_SHORT_SLEEPS 1
+#endif
+
+/* The most descriptors of one net_queue_open(). */
+#define NET_QUEUE_FDS 3
+
+/* A change to the queue.  The mark comes back with the event; `udata` is a
+ * pointer on most systems, an integer on NetBSD before 10. */
+static inline void net_change(struct kevent *change, int fd, int filter,
+                              int flags, uint32_t mark)
+{
+    memset(change, 0, sizeof *change);
+    change->ident = (uintptr_t)fd;
+    change->filter = (__typeof__(change->filter))filter;
+    change->flags = (__typeof__(change->flags))flags;
+    change->udata = (__typeof__(change->udata))(uintptr_t)mark;
+}
+
+static inline uint32_t net_mark(const struct kevent *event)
+{
+    return (uint32_t)(uintptr_t)event->udata;
+}
+
+/*
+ * A kqueue, closed on exec, that can be woken; how many descriptors it took, or
+ * -1.  The first is the queue, the last what net_queue_wake() takes; a wakeup
+ * arrives as an event with `mark`.  One descriptor with EVFILT_USER (FreeBSD,
+ * macOS, NetBSD 10, OpenBSD 7.8); without it, a pipe and the queue.
+ */
+static inline int net_queue_open(int *fds, uint32_t mark)
+{
+    struct kevent change;
+    int made = 1;
+    fds[0] = kqueue();
+    if (fds[0] < 0)
+        return -1;
+#if defined(EVFILT_USER)
+    net_change(&change, 0, EVFILT_USER, EV_ADD | EV_CLEAR, mark);
+#else
+    if (pipe(&fds[1]) != 0) {
+        close(fds[0]);
+        return -1;
+    }
+    made = 3;
+    net_change(&change, fds[1], EVFILT_READ, EV_ADD, mark);
+#endif
+    for (int i = 0; i < made; i++) {
+        (void)fcntl(fds[i], F_SETFD, FD_CLOEXEC);
+        if (i > 0)
+            (void)fcntl(fds[i], F_SETFL, O_NONBLOCK);
+    }
+    if (kevent(fds[0], &change, 1, NULL, 0, NULL) != 0) {
+        for (int i = 0; i < made; i++)
+            close(fds[i]);
+        return -1;
+    }
+    return made;
+}
+
+/* Wake the loop: 0 or -1.  A full pipe will wake it as well. */
+static inline int net_queue_wake(int fd)
+{
+#if defined(EVFILT_USER)
+    struct kevent change;
+    net_change(&change, 0, EVFILT_USER, 0, 0);
+    change.fflags = NOTE_TRIGGER;
+    return kevent(fd, &change, 1, NULL, 0, NULL);
+#else
+    return write(fd, "", 1) == 1 || errno == EAGAIN ? 0 : -1;
+#endif
+}
+
+/* After a wakeup, given its event: EVFILT_USER rearms itself, a pipe is read. */
+static inline void net_queue_woken(const struct kevent *event)
+{
+    char notes[64];
+    if (event->filter == EVFILT_READ)
+        while (read((int)event->ident, notes, sizeof notes) == sizeof notes)
+            ;
+}
+#endif
+
 /* One writer, any readers: what was written before a release is seen by who
  * acquires it. */
 static inline uint32_t net_load32(const uint32_t *from)
@@ -302,13 +483,14 @@ static inline uint32_t net_load32(const uint32_t *from)
 static inline void net_store32(uint32_t *to, uint32_t value)
 { __atomic_store_n(to, value, __ATOMIC_RELEASE); }
 
-/* A counter with one writer: no lock prefix, yet never a torn read. */
+/* A counter with one writer: no lock prefix, yet never a torn read; who sees
+ * it sees everything that was counted before it. */
 static inline uint64_t net_load64(const uint64_t *from)
-{ return __atomic_load_n(from, __ATOMIC_RELAXED); }
+{ return __atomic_load_n(from, __ATOMIC_ACQUIRE); }
 static inline void net_add64(uint64_t *to, uint64_t more)
 {
     __atomic_store_n(to, __atomic_load_n(to, __ATOMIC_RELAXED) + more,
-                     __ATOMIC_RELAXED);
+                     __ATOMIC_RELEASE);
 }
 
 #endif

@@ -28,6 +28,13 @@ cdef extern from "net.h" nogil:
     void net_sleep(int64_t micros)
     int net_own_descriptors()
     int net_close_range(unsigned int first, unsigned int last)
+    enum:
+        NET_SHARE
+    int net_cork(int fd, int on)
+    int net_give_up(int fd, int millis)
+    int net_finwait(int fd, int seconds)
+    int net_share(int fd)
+    int64_t net_peer_user(int fd)
     int net_no_new_privileges()
     uint64_t net_capabilities()
     int net_limit_capabilities(uint64_t kept)

@@ -8,8 +8,11 @@ its own sockets, which are bounded).  Sockets in one FIFO wait equally long, so
 its head is always the next to expire: no heap.
 """
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t
+from libc.stdint cimport (
+    int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t,
+)
 from http cimport Http
+from net cimport net_add64, net_store32
 from probe cimport PROBE_OCTETS
 from quit cimport Dialogue
 from source cimport source_bucket, source_same
@@ -75,10 +78,10 @@ cdef struct Pool:
     int32_t high        # above: stress begins
     int32_t low         # at or below: it ends
     int32_t share       # of one source
-    int32_t used
+    uint32_t used       # this and the next two are the shell's to look at
+    uint32_t stress     # whether there is any
+    uint64_t stresses   # times that it began
     int32_t free
-    bint stress
-    uint64_t stresses   # times that stress began
     uint64_t key
     int32_t fifo_count
     Fifo fifos[FIFOS]
@@ -185,10 +188,10 @@ cdef inline Refusal pool_hold(
         pool.places[client.after].before = place[0]
     pool.buckets[bucket] = place[0]
     fifo_append(pool, place[0], queue, now)
-    pool.used += 1
-    if pool.used > pool.high:
-        pool.stress = True
-        pool.stresses += 1
+    net_store32(&pool.used, pool.used + 1)
+    if pool.used > <uint32_t>pool.high:
+        net_store32(&pool.stress, True)
+        net_add64(&pool.stresses, 1)
     return HELD_FINE
 
 
@@ -215,9 +218,9 @@ cdef inline int pool_leave(Pool *pool, int32_t place) noexcept nogil:
     client.fd = NOBODY
     client.older = pool.free
     pool.free = place
-    pool.used -= 1
-    if pool.stress and pool.used <= pool.low:
-        pool.stress = False
+    net_store32(&pool.used, pool.used - 1)
+    if pool.stress and pool.used <= <uint32_t>pool.low:
+        net_store32(&pool.stress, False)
     return fd
 
 

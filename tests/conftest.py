@@ -3,8 +3,14 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import loops
 import pytest
 from running import Daemon, Syslog, running
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """See loop/conftest.py; options must be known before a folder is looked into."""
+    parser.addoption("--loop", choices=loops.LOOPS, default="epoll", help="the loop of tests/loop")
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ mocked: the process is the installed one, the sockets are real.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import re
 import shutil
@@ -40,6 +41,13 @@ def need(*tools: str) -> None:
         pytest.fail(f"missing in CI: {', '.join(missing)}")
     if missing:
         pytest.skip(f"needs {', '.join(missing)}")
+
+
+def need_module(name: str) -> None:
+    """Skip where a Python module is not installed; in CI that is a failure."""
+    if importlib.util.find_spec(name) is None:
+        reason = f"needs {name}"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
 
 
 def need_root() -> None:

@@ -286,7 +286,7 @@ class _Reading:
         elif file is None and not options.words and config.DEFAULT.exists():
             file = config.DEFAULT
         if file is not None:
-            files = config.read(file, self.mistakes)
+            files = config.read(file, self.mistakes, root)
         if not options.words and not files.listeners and not self.mistakes.found:
             where = (
                 f"{options.config}: no [[listener]]" if options.config else "LOCATION is missing"

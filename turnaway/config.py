@@ -9,7 +9,6 @@ A drop-in is FILE.d/*.toml, read after FILE in the order of names: its top-level
 keys and personas replace earlier ones, its listeners and lists are added.
 """
 
-import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,7 @@ from turnaway import banner, lists, personas, values
 from turnaway.draft import Draft, ListDraft, ListenerDraft, Mistakes
 from turnaway.exits import CONFIGURATION, Failure
 from turnaway.settings import Persona
-from turnaway.tables import Document, Table, shown
+from turnaway.tables import Document, Table, octets_of, shown
 
 T = TypeVar("T")
 
@@ -31,18 +30,25 @@ WAITS = ("park", "drain", "probe", "request", "quit")
 
 
 def files(path: Path) -> list[Path]:
-    """The file and its drop-ins, in the order they are read."""
-    return [path, *sorted(path.with_name(path.name + ".d").glob("*.toml"))]
+    """The file and its drop-ins, in the order they are read; names that begin with a
+    dot are an editor's."""
+    found = path.with_name(path.name + ".d").glob("*.toml")
+    return [path, *sorted(one for one in found if one.name[0] != ".")]
 
 
-def read(path: Path, mistakes: Mistakes) -> Draft:
-    """Every file as one draft; what is wrong with them goes to `mistakes`."""
+def read(path: Path, mistakes: Mistakes, root: bool) -> Draft:
+    """Every file as one draft; what is wrong with them goes to `mistakes`.
+
+    `root`: we were started as root, whoever we are by now, so that nobody else may
+    write what we read.
+    """
     draft = Draft()
+    _guard(path.with_name(path.name + ".d"), mistakes, root)
     for one in files(path):
         try:
-            octets = _octets(one)
+            octets = octets_of(one, CONFIGURATION, root)
             document = Document(str(one), octets, CONFIGURATION)
-            _File(document, draft, one.parent, mistakes)
+            _File(document, draft, one.parent, mistakes, root)
             document.finish()
         except Failure as failure:
             for reason in failure.reasons:
@@ -50,26 +56,27 @@ def read(path: Path, mistakes: Mistakes) -> Draft:
     return draft
 
 
-def _octets(path: Path) -> bytes:
-    """The text of a file that, for root, nobody else may write to."""
+def _guard(folder: Path, mistakes: Mistakes, root: bool) -> None:
+    """Whoever may write to the folder of drop-ins could add one."""
     try:
-        with path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            if os.geteuid() == 0 and status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-                raise Failure(
-                    CONFIGURATION,
-                    f"{path}: others than its owner may write to it, so root does not read it;"
-                    f" chmod go-w {path}",
-                )
-            return file.read()
-    except OSError as error:
-        raise Failure(CONFIGURATION, f"{path}: {error.strerror}") from None
+        mode = folder.stat().st_mode
+    except OSError:
+        return
+    if root and mode & (stat.S_IWGRP | stat.S_IWOTH):
+        mistakes.add(
+            f"{folder}: others than its owner may write to it, so root does not read it;"
+            f" chmod go-w {folder}",
+            CONFIGURATION,
+        )
 
 
 class _File:
     """One file being read into the draft."""
 
-    def __init__(self, document: Document, draft: Draft, folder: Path, mistakes: Mistakes) -> None:
+    def __init__(
+        self, document: Document, draft: Draft, folder: Path, mistakes: Mistakes, root: bool
+    ) -> None:
+        self.root = root
         self.document = document
         self.draft = draft
         self.folder = folder
@@ -164,7 +171,7 @@ class _File:
             if value is None:
                 continue
             if not 0.01 <= value <= 600:
-                table.wrong(key, f"expected {expected}, got {value}")
+                table.wrong(key, f"expected {expected}, got {shown(value)}")
             else:
                 found[key] = float(value)
         return found
@@ -177,7 +184,7 @@ class _File:
         if file is None:
             return None
         try:
-            return personas.read(self.folder / file, name)
+            return personas.read(self.folder / file, name, self.root)
         except Failure as failure:
             for reason in failure.reasons:
                 self.mistakes.add(reason, failure.status)

@@ -18,12 +18,12 @@ import os
 import re
 import socket
 import stat
-import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from turnaway._board import peer_user
 from turnaway.exits import CANNOT_CREATE, NO_PERMISSION, RUNNING, USAGE, Failure
 from turnaway.poller import READ, WRITE, Poller
 from turnaway.settings import Identity
@@ -48,7 +48,8 @@ class Door:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket.setblocking(False)
         mask = os.umask(0o177)
         try:
             try:
@@ -91,7 +92,8 @@ def _remove_stale(path: str) -> None:
     """Remove a socket's file that nobody listens on; Failure for any other."""
     if not stat.S_ISSOCK(os.lstat(path).st_mode):
         raise _cannot(path, "something that is not a socket is there")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
         try:
             probe.connect(path)
         except ConnectionRefusedError:
@@ -203,9 +205,7 @@ class Control:
                 self.poller.forget(self._socket.fileno())
                 return
             client = _Client(self, one)
-            _, uid, _ = struct.unpack(
-                "3i", one.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-            )
+            uid = peer_user(one.fileno())
             if uid not in self._users:
                 client.refuse(Failure(NO_PERMISSION, "only root and the daemon's user may ask"))
             elif len(self.clients) >= CLIENTS:

@@ -374,6 +374,29 @@ def tail(options: argparse.Namespace) -> int:
     raise Failure(UNAVAILABLE, f"{options.socket}: the daemon ended")
 
 
+def lookup(options: argparse.Namespace) -> int:
+    reply = ask(options.socket, "lookup", address=options.address)
+    address, name = reply["address"], reply["list"]
+    if name is None:
+        say(f"{address} is on no list")
+    else:
+        say(f"{address} is on {'allow ' if reply['allow'] else ''}list {name}: {reply['where']}")
+    if reply["allow"]:
+        say("It is wanted, and is told nothing; a connection from it was diverted by mistake.")
+        return 0
+    if not reply["told"]:
+        say(f"No listener takes {'IPv6' if ':' in address else 'IPv4'}.")
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for one in reply["told"]:
+        key = tuple(one[word] for word in ("name", "persona", "protocol", "code", "text"))
+        alike.setdefault(key, []).append(one["place"])
+    for (host, persona, protocol, code, text), places in alike.items():
+        say(f"{', '.join(places)} {host} as {persona}, {protocol} {code}:")
+        for line in text.splitlines():
+            say(f"    {line}")
+    return 0
+
+
 def reload(options: argparse.Namespace) -> int:
     for told in ask(options.socket, "reload")["told"]:
         say(told)
@@ -482,6 +505,8 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--source", metavar="ADDRESS[/BITS]", help="only from this address or network")
     one.add_argument("--persona", metavar="NAME", help="only those told this")
     one.add_argument("--listener", metavar="LISTENER", help="only at this place or name")
+    one = command("lookup", lookup, "which list an address is on, and what it would be told")
+    one.add_argument("address", metavar="ADDRESS", help="of IPv4 or IPv6")
     command("reload", reload, "read the configuration anew, and tell how that went")
     for name, does, help in (
         ("pause", pause, "take no connections on a listener; they wait in its queue"),

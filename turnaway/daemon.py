@@ -376,7 +376,7 @@ class _Daemon:
                 raise Failure(OS_ERROR, "no listener is left that could be bound")
             old, leaving = self.engine, self._leaving(settings)
             self.begin(settings, sockets)
-        except (Failure, OSError, RuntimeError) as error:
+        except (Failure, OSError, RuntimeError, ValueError) as error:
             reasons = error.reasons if isinstance(error, Failure) else (str(error),)
             for reason in reasons:
                 self._tell(ERROR, reason)

@@ -6,6 +6,7 @@ than one value.  A listener's own value wins; then the command line's; then the
 top of the files; then the persona's, or the default.
 """
 
+import functools
 import grp
 import importlib.util
 import os
@@ -37,6 +38,35 @@ T = TypeVar("T")
 
 MOST_LISTENERS = 4096
 DEFAULT_PERSONA = "mail"  # 421: the one that loses nothing when it was a mistake
+
+
+# A reload may be read in a chroot, where none of this is to be found any more: what
+# was found once is remembered, and what was not is looked for again.
+
+
+@functools.cache
+def _user(name: str) -> pwd.struct_passwd:
+    return pwd.getpwnam(name)
+
+
+@functools.cache
+def _group(name: str) -> grp.struct_group:
+    return grp.getgrnam(name)
+
+
+@functools.cache
+def _enterable(path: str) -> None:
+    """Raises OSError for what is no absolute path of a directory; what is shipped is
+    read before it cannot be."""
+    if not os.path.isabs(path) or not os.path.isdir(path):
+        raise NotADirectoryError(path)
+    for name in personas.NAMES:
+        personas.shipped(name)
+
+
+@functools.cache
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
 
 
 @dataclass
@@ -140,7 +170,7 @@ class Settling:
                 " expected --foreground with it, or --log syslog"
             )
         metrics: Exposition | None = self.value("metrics", None)
-        if metrics is not None and importlib.util.find_spec("prometheus_client") is None:
+        if metrics is not None and not _installed("prometheus_client"):
             self.mistakes.add(f"{self.where('metrics')}: {PROMETHEUS}", CONFIGURATION)
         lookup = self._lookup(asked)
         self.mistakes.finish()
@@ -252,7 +282,7 @@ class Settling:
         return self._persona_named(
             self.value("persona", default, draft),
             f"{draft.where}: persona" if "persona" in draft.values else self.where("persona"),
-            CONFIGURATION if draft in self.files.listeners else USAGE,
+            USAGE if self.line.listeners else CONFIGURATION,
         )
 
     def _persona_named(self, name: str, where: str, status: int) -> Persona | None:
@@ -344,7 +374,7 @@ class Settling:
         entry = None
         for name in (user,) if user is not None else ("turnaway", "nobody"):
             try:
-                entry = pwd.getpwnam(name)
+                entry = _user(name)
                 break
             except (KeyError, ValueError):  # ValueError: not even text
                 continue
@@ -359,7 +389,7 @@ class Settling:
         gid = entry.pw_gid
         if group is not None:
             try:
-                gid = grp.getgrnam(group).gr_gid
+                gid = _group(group).gr_gid
             except (KeyError, ValueError):
                 self.mistakes.add(
                     f"{self.where('group')} {group}: no such group; create it, or name another",
@@ -368,7 +398,8 @@ class Settling:
         if entry.pw_uid == 0 or gid == 0:
             self.mistakes.add(
                 f"{self.where('user')} {entry.pw_name}: refusing to serve as root; name a user and"
-                " a group without privileges, such as nobody"
+                " a group without privileges, such as nobody",
+                USAGE if {"user", "group"} & self.line.values.keys() else CONFIGURATION,
             )
         return Identity(entry.pw_name, entry.pw_uid, gid)
 
@@ -381,5 +412,11 @@ class Settling:
             self.mistakes.add(
                 f"{where} {path}: only root can; start as root, or leave it out", NO_PERMISSION
             )
-        elif not os.path.isabs(path) or not os.path.isdir(path):
-            self.mistakes.add(f"{where} {path}: expected the absolute path of a directory")
+        else:
+            try:
+                _enterable(path)
+            except OSError:
+                self.mistakes.add(
+                    f"{where} {path}: expected the absolute path of a directory",
+                    USAGE if "chroot" in self.line.values else CONFIGURATION,
+                )

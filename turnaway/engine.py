@@ -1,27 +1,36 @@
 """The loops: one per worker, each in a thread that never takes the GIL.
 
-Owns: the choice of the loop for this platform, the threads, and the pipe by
-which loops and signals wake the shell.  Promises: `start` returns only when
+Owns: the choice of the loop for this platform, the threads, and the descriptors
+by which the shell wakes the loops.  Promises: `start` returns only when
 every loop runs, or raises Failure; `stop` returns when every loop has ended or
 the time is over.
 """
 
 import os
 import socket
-import sys
 import threading
 import time
+from collections.abc import Callable
 
 from turnaway import _board, answers
 from turnaway.exits import OS_ERROR, Failure
 from turnaway.settings import Listener, Settings
 
-if sys.platform == "linux":
-    from turnaway import _epoll as loop
-else:
-    raise ImportError(f"Turnaway has no loop for {sys.platform}")
+# There is the loop that setup.py built for this platform.
+try:
+    from turnaway._epoll import run
 
-LOOP = "epoll"
+    LOOP = "epoll"
+    open_wake: Callable[[], tuple[int, ...]] = os.pipe
+
+    def wake(fd: int) -> None:
+        os.write(fd, b"\0")
+
+except ImportError:
+    from turnaway._kqueue import open_wake, run, wake
+
+    LOOP = "kqueue"
+
 START_SECONDS = 5.0
 STOP_SECONDS = 0.8
 
@@ -71,7 +80,7 @@ class Engine:
             waits,
         )
         self.sockets = sockets
-        self._wakes: list[tuple[int, int]] = []
+        self._wakes: list[tuple[int, ...]] = []
         self._threads: list[threading.Thread] = []
         self.board.attach_bell(ring)
         self.board.record(settings.log != "none")
@@ -87,15 +96,15 @@ class Engine:
         for worker, row in enumerate(sockets):
             for index, one in enumerate(row):
                 self.board.attach(worker, index, one.fileno())
-            reader, writer = os.pipe()
-            self.board.attach_wake(worker, reader)
-            self._wakes.append((reader, writer))
+            wakes = open_wake()
+            self.board.attach_wake(worker, wakes[0])
+            self._wakes.append(wakes)
 
     def start(self) -> None:
         """Answers must have been published.  Raises Failure."""
         threading.stack_size(256 * 1024)
         for worker in range(self.board.workers):
-            thread = threading.Thread(target=loop.run, args=(self.board, worker), daemon=True)
+            thread = threading.Thread(target=run, args=(self.board, worker), daemon=True)
             thread.start()
             self._threads.append(thread)
         until = time.monotonic() + START_SECONDS
@@ -109,8 +118,8 @@ class Engine:
 
     def wake(self) -> None:
         """Make every loop turn once."""
-        for _, writer in self._wakes:
-            os.write(writer, b"\0")
+        for wakes in self._wakes:
+            wake(wakes[-1])
 
     def pause(self, listener: int, paused: bool) -> None:
         """Take no connections on a listener, or take them again."""
@@ -130,22 +139,31 @@ class Engine:
         """Take no more connections, and end when nobody is held any more.
 
         `leaving` are the listeners that no other loops go on with: their queues
-        are answered, then they are closed.  A loop has descriptors of its own, so
-        ours can be closed at once; where it has not, they close with the queue.
+        are answered, then they are closed.  A loop with descriptors of its own closes
+        those itself, so ours can be closed at once; else when it has let go of them.
         """
         self.board.retire(leaving)
         self.wake()
-        if all(state[7] for state in self.board.states()):
+        if all(state[7] for state in self.board.states()) or self._released(leaving):
             for row in self.sockets:
                 for index in leaving:
                     row[index].close()
+
+    def _released(self, leaving: list[int]) -> bool:
+        """Wait until no loop has these listeners any more; False when one is stuck."""
+        until = time.monotonic() + STOP_SECONDS
+        while not all(self.board.released(index) for index in leaving):
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.001)
+        return True
 
     def ended(self) -> bool:
         """Whether all loops have ended; then what they left is closed."""
         if any(thread.is_alive() for thread in self._threads):
             return False
-        for pair in self._wakes:
-            for fd in pair:
+        for wakes in self._wakes:
+            for fd in wakes:
                 os.close(fd)
         self._wakes.clear()
         return True

@@ -6,9 +6,10 @@ with file, line and key where what it is about came from a file, else with the l
 """
 
 import re
+import socket
 from collections.abc import Iterable
 
-from turnaway import banner, page, personas
+from turnaway import answers, banner, page, personas
 from turnaway.exits import Failure
 from turnaway.settings import Line, Listener, Settings
 
@@ -36,9 +37,9 @@ def warnings(settings: Settings) -> list[str]:
     said: list[str] = []
     for listener in settings.listeners:
         said += _policy(listener)
-        said += _reason(listener)
-        said += _dotted(listener)
-        said += _segment(listener)
+        listed = [one for one in settings.lists if not one.allow]
+        for voice in (listener, *(answers.told(listener, one) for one in listed)):
+            said += [*_reason(voice), *_dotted(voice), *_segment(voice)]
         said += _overlap(listener, settings.listeners)
     return list(dict.fromkeys(said))
 
@@ -71,6 +72,8 @@ def _policy(listener: Listener) -> Iterable[str]:
             f"{at}: timewait no spares only clients that are closed first; with close"
             f" policy {listener.close} most close themselves, and leave a TIME-WAIT all the same"
         )
+    if not listener.timewait and not hasattr(socket, "TCP_LINGER2"):
+        yield f"{at}: timewait no has no effect on this system"
     if _speaks(listener) and listener.close == "reset":
         yield (
             f"{_at(listener, 'close', 'persona', 'address')}: close policy reset loses messages;"

@@ -14,10 +14,13 @@ class _Scanner:
     def __init__(self, text: str) -> None:
         self.text = text.replace("\r\n", "\n") + "\n"
         self.at = 0
+        self._counted, self._line = 0, 1  # up to where newlines are counted
         self.found: dict[Path, int] = {}
 
     def line(self) -> int:
-        return self.text.count("\n", 0, self.at) + 1
+        self._line += self.text.count("\n", self._counted, self.at)
+        self._counted = self.at
+        return self._line
 
     def mention(self, path: Path) -> None:
         """What stands here, and every table that it brings about, if it is the first time."""

@@ -54,6 +54,8 @@ INDEX = (
     b'<body><p>Turnaway: <a href="/metrics">metrics</a></p></body></html>\n'
 )
 NETSTAT = "/proc/net/netstat"
+# How a folder is opened to reach what is in it; without O_PATH it must be readable.
+FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY
 
 # What other protocols than the banner's own are answered, and the counter.
 OTHERS = {"http": "answered_http", "tls": "answered_tls", "socks": "answered_socks"}
@@ -437,7 +439,7 @@ class _File:
         self._failing = False
         self._due = 0.0
         try:
-            self._folder = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY)
+            self._folder = os.open(os.path.dirname(path), FOLDER)
         except OSError as error:
             said = f"--metrics file:{path}: {error.strerror}"
             raise Failure(CANNOT_CREATE, said) from None
@@ -519,7 +521,7 @@ class Metrics:
         else:
             self._server = _Server(_door(where), self._text)
             if where.kind == "unix":
-                self._folder = os.open(os.path.dirname(where.where), os.O_PATH | os.O_DIRECTORY)
+                self._folder = os.open(os.path.dirname(where.where), FOLDER)
 
     def _text(self) -> bytes:
         """Made anew, but for who asks again at once."""
@@ -570,7 +572,8 @@ def _door(where: Exposition) -> socket.socket:
             where.where, where.port, family, socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
         )[0][4]  # type: ignore[assignment]
     try:
-        made = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        made = socket.socket(family, socket.SOCK_STREAM)
+        made.setblocking(False)
         if family == socket.AF_UNIX:
             _unlink_stale(where.where)
             # As open as an address of loopback is; its directory can be narrower.

@@ -1,5 +1,5 @@
 """What the requests at the control socket do: `status`, `stats`, `top`, `tail`,
-`reload`, `pause`, `resume`, `loglevel`.
+`lookup`, `reload`, `pause`, `resume`, `loglevel`.
 
 Owns: the form of every reply's contents.  Each order is a function of the daemon
 and the request; one that cannot be met raises Failure, and has then done nothing.
@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
-from turnaway import __version__, stats, values
+from turnaway import __version__, answers, banner, stats, values
 from turnaway._board import Board
 from turnaway.control import Choice, packed
 from turnaway.exits import CONFIGURATION, UNAVAILABLE, USAGE, Failure
@@ -21,6 +21,7 @@ from turnaway.outlet import NOTICE
 from turnaway.privileged import named_capabilities
 from turnaway.settings import Detail, Listener, Settings
 
+MAPPED = bytes(10) + b"\xff\xff"  # before an IPv4 address, RFC 4291 2.5.5.2
 MOST = 20  # sources, and networks, in a reply to `top`
 
 Reply = dict[str, Any]
@@ -142,6 +143,42 @@ def _voice(listener: Listener) -> tuple[str, str, bool]:
     return listener.name, listener.persona.name, listener.ipv6
 
 
+def lookup(daemon: Subject, request: Reply) -> Reply:
+    """Which list an address is on, and what each listener would tell it."""
+    text = _text(request, "address")
+    try:
+        octets = packed(text or "")
+    except (OSError, ValueError):
+        raise Failure(USAGE, "address: expected an IPv4 or IPv6 address") from None
+    if octets.startswith(MAPPED):
+        octets = octets[len(MAPPED) :]
+    six = len(octets) == 16
+    address = socket.inet_ntop(socket.AF_INET6 if six else socket.AF_INET, octets)
+    settings = daemon.settings
+    found = settings.lookup.find(octets if six else MAPPED + octets) if settings.lookup else None
+    reply: Reply = {"address": address, "list": None, "where": None, "allow": False, "told": []}
+    listed = None
+    if found is not None:
+        listed = settings.lists[found[0]]
+        reply |= {"list": listed.name, "where": found[1], "allow": listed.allow}
+        if listed.allow:
+            return reply
+    moment = time.time()
+    for one in settings.listeners:
+        if one.ipv6 == six:  # a listener of IPv6 takes no IPv4
+            speaker = answers.told(one, listed) if listed else one
+            words = answers.behaviour(one).blind
+            protocol, code = answers.codes(speaker)[words]
+            said, head = answers.render(speaker, moment)[words]
+            spoken = protocol not in ("tls", "socks5")
+            letters = said[head:].decode("ascii") if spoken else ""
+            reply["told"].append(
+                {**_named(speaker), "protocol": protocol, "code": code}
+                | {"text": letters.replace(banner.CLIENT, address)}
+            )
+    return reply
+
+
 def reload(daemon: Subject, request: Reply) -> Reply:
     done, told = daemon.reload()
     if not done:
@@ -197,6 +234,7 @@ ORDERS: dict[str, tuple[tuple[str, ...], bool, Callable[[Subject, Reply], Reply 
     "stats": ((), False, counters),
     "top": ((), False, top),
     "tail": (("source", "persona", "listener"), False, tail),
+    "lookup": (("address",), False, lookup),
     "reload": ((), True, reload),
     "pause": (("listener",), True, pause),
     "resume": (("listener",), True, resume),

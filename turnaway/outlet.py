@@ -47,7 +47,20 @@ JSON_LINES_A_SECOND = 10_000
 # write(2) of so much into a pipe that poll(2) called writable does not block.
 PIECE = 4096  # POSIX PIPE_BUF on Linux
 
+# How a folder is opened to reach what is in it; without O_PATH it must be readable.
+FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY
+
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+def _nowhere() -> int:
+    """A file in memory, or where the system has none, one without a name."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("turnaway-lines", os.MFD_CLOEXEC)
+    from tempfile import TemporaryFile
+
+    with TemporaryFile() as file:
+        return os.dup(file.fileno())
 
 
 def _writable(fd: int, seconds: float) -> bool:
@@ -239,10 +252,10 @@ class Json:
         self._torn = False  # the last line is not whole
         self._second = 0
         self._left = 0  # lines of this second
-        self._memory = os.memfd_create("turnaway-lines", os.MFD_CLOEXEC)
+        self._memory = _nowhere()
         if path != "-":
             try:
-                self._folder = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY)
+                self._folder = os.open(os.path.dirname(path), FOLDER)
                 self._fd = self._opened(identity)
             except OSError as error:
                 said = f"--log json:{path}: cannot write there: {error.strerror}"

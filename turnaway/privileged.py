@@ -16,7 +16,13 @@ import stat
 import struct
 import time
 
-from turnaway._board import capabilities, keep_capabilities, limit_capabilities
+from turnaway import _board
+from turnaway._board import (
+    SHARING,
+    capabilities,
+    keep_capabilities,
+    limit_capabilities,
+)
 from turnaway.exits import (
     CANNOT_CREATE,
     CONFIGURATION,
@@ -32,8 +38,17 @@ BACKLOG = 65535  # clamped by the kernel to net.core.somaxconn
 # A client that vanishes after the handshake would hold its orphan for minutes;
 # one that never closes, FIN-WAIT-2 for a minute; a chatterer, a big buffer.
 # Accepted sockets inherit all three, so they cost nothing per connection.
-USER_TIMEOUT_MILLIS = 10_000  # tcp(7) TCP_USER_TIMEOUT
-LINGER2_SECONDS = 3  # tcp(7) TCP_LINGER2; -1: no FIN-WAIT-2, no TIME-WAIT, but a reset
+#
+# What stands in elsewhere is in net.h, under the name of the system's own option:
+# - vanished: TCP_MAXUNACKTIME on FreeBSD, TCP_RXT_CONNDROPTIME on macOS.  OpenBSD
+#   and NetBSD have none, and give up after a dozen retransmissions (minutes).
+#   Keepalive would not help: it asks those who are idle, not who owes an ACK.
+# - FIN-WAIT-2: no option but TCP_LINGER2, on Linux.  FreeBSD: for all sockets of
+#   the host, sysctl net.inet.tcp.finwait2_timeout and fast_finwait2_recycle.
+# - one segment: TCP_NOPUSH for TCP_CORK; NetBSD has neither and sends the banner
+#   and the FIN apart, one packet more.
+GIVE_UP_MILLIS = 10_000  # tcp(7) TCP_USER_TIMEOUT
+FINWAIT_SECONDS = 3  # tcp(7) TCP_LINGER2; -1: no FIN-WAIT-2, no TIME-WAIT, but a reset
 RECEIVE_OCTETS = 4096  # socket(7) SO_RCVBUF
 NET_BIND_SERVICE = 10  # capabilities(7): its number
 JANITOR_SECONDS = 0.3  # in which a janitor ends after its daemon
@@ -178,6 +193,10 @@ def bind(
     that starts at this very moment) is an error and not quietly shared; the
     option is set afterwards, for our own other sockets.  A socket that a
     supervisor handed in is shared by all workers.
+
+    FreeBSD's SO_REUSEPORT_LB counts only from before bind(2): there the first one
+    is closed again, and the workers' are bound.  Where no option spreads the
+    connections of an address, one socket is shared by all workers.
     """
     given = inherited.sockets if inherited else {}
     first = [given.get(one.place) or _bound(one, alone=True) for one in listeners]
@@ -186,14 +205,21 @@ def bind(
         if listener.place in given:
             _prepare(one, listener)
             continue
-        if any(listener.port == other.port for other in ours):
+        if SHARING == "any time" and any(listener.port == other.port for other in ours):
             # All addresses, and one of them: both are ours.
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            _board.share(one.fileno())
         _listen(one, listener)
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if SHARING == "any time":
+            _board.share(one.fileno())
         ours.append(listener)
-    bound = [first]
-    for _ in range(workers - 1):
+    if workers == 1 or SHARING == "never":
+        return [list(first) for _ in range(workers)]
+    bound = [first] if SHARING == "any time" else []
+    if not bound:
+        for listener, one in zip(listeners, first, strict=True):
+            if listener.place not in given:
+                one.close()
+    while len(bound) < workers:
         row = [given.get(one.place) or _bound(one) for one in listeners]
         for listener, one in zip(listeners, row, strict=True):
             if listener.place not in given:
@@ -263,32 +289,29 @@ def tune(one: socket.socket, listener: Listener) -> None:
 
     Accepted sockets inherit them.  May be called again while it listens.
     """
-    one.setsockopt(
-        socket.IPPROTO_TCP, socket.TCP_LINGER2, LINGER2_SECONDS if listener.timewait else -1
-    )
+    _board.finwait(one.fileno(), FINWAIT_SECONDS if listener.timewait else -1)
     resets = 1 if listener.close == "reset" else 0
     one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", resets, 0))
     # MSG_MORE holds per call: a FIN of the client's between the banner and our own
     # would push the banner out alone.  The cork holds until our FIN.
-    corked = 1 if listener.close in ("now", "drain") else 0
-    one.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, corked)
+    _board.cork(one.fileno(), listener.close in ("now", "drain"))
 
 
 def _prepare(one: socket.socket, listener: Listener) -> None:
     """Every option that accepted sockets inherit."""
     one.setblocking(False)
     one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_OCTETS)
-    one.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MILLIS)
+    _board.give_up(one.fileno(), GIVE_UP_MILLIS)
     tune(one, listener)
 
 
 def _bound(listener: Listener, alone: bool = False) -> socket.socket:
     family = socket.AF_INET6 if listener.ipv6 else socket.AF_INET
     try:
-        made = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        made = socket.socket(family, socket.SOCK_STREAM)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if not alone:
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            _board.share(made.fileno())
         if listener.ipv6:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         _prepare(made, listener)
@@ -335,7 +358,10 @@ def allow_descriptors(needed: int) -> int:
             pass  # above what the kernel or the container allows
     if soft != resource.RLIM_INFINITY and soft < needed:
         soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        except (ValueError, OSError):  # macOS: its own limit is lower than an unlimited one
+            soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return needed if soft == resource.RLIM_INFINITY else soft
 
 
@@ -345,6 +371,23 @@ def enter_chroot(path: str) -> None:
         os.chdir("/")
     except OSError as error:
         raise Failure(OS_ERROR, f"chroot {path}: {error.strerror}") from None
+
+
+def _become(uid: int, gid: int) -> None:
+    """Real, effective and saved identity."""
+    if hasattr(os, "setresuid"):
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+    else:  # NetBSD and macOS: done by root, it sets all three, setuid(2)
+        os.setgid(gid)
+        os.setuid(uid)
+
+
+def _identities() -> tuple[set[int], set[int]]:
+    """The users and the groups that the process is or can be again, as far as told."""
+    if hasattr(os, "getresuid"):
+        return set(os.getresuid()), set(os.getresgid())
+    return {os.getuid(), os.geteuid()}, {os.getgid(), os.getegid()}
 
 
 def shed(keep_bind: bool) -> None:
@@ -374,13 +417,13 @@ def drop(identity: Identity, keep_bind: bool = False) -> None:
     try:
         keep_capabilities(keep_bind)
         os.setgroups([])
-        os.setresgid(gid, gid, gid)
-        os.setresuid(uid, uid, uid)
+        _become(uid, gid)
         shed(keep_bind)
         keep_capabilities(False)
     except OSError as error:
         raise Failure(OS_ERROR, f"cannot become {identity.user}: {error.strerror}") from None
-    if os.getresuid() != (uid,) * 3 or os.getresgid() != (gid,) * 3 or os.getgroups():
+    # FreeBSD and macOS count the group of the process among the others: getgroups(2).
+    if _identities() != ({uid}, {gid}) or set(os.getgroups()) - {gid}:
         raise Failure(OS_ERROR, f"could not become {identity.user} altogether; not serving")
     for regain in (os.setuid, os.seteuid, os.setgid):
         try:

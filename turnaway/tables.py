@@ -7,13 +7,46 @@ Failure with all mistakes together.
 """
 
 import difflib
+import os
+import pathlib
 import re
+import stat
 import tomllib
 from collections.abc import Collection
 from typing import Any
 
 from turnaway.exits import Failure
 from turnaway.locate import Path, locate
+
+MOST_OCTETS = 4 << 20  # of a file; the daemon stands still while it reads one
+
+
+def octets_of(path: pathlib.Path, status: int, guarded: bool) -> bytes:
+    """What a file holds.  `guarded`: root was to read it, so nobody else may write to it.
+
+    Raises Failure for that, for what is no file (a pipe would never end) and for one
+    that is longer than any configuration.
+    """
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise Failure(status, f"{path}: expected a file, got something else")
+            if guarded and found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                raise Failure(
+                    status,
+                    f"{path}: others than its owner may write to it, so root does not read it;"
+                    f" chmod go-w {path}",
+                )
+            if found.st_size > MOST_OCTETS:
+                raise Failure(
+                    status, f"{path}: {found.st_size} octets; at most {MOST_OCTETS} are read"
+                )
+            return file.read(MOST_OCTETS)
+    except OSError as error:
+        raise Failure(status, f"{path}: {error.strerror}") from None
+    except ValueError as error:  # a NUL in the path
+        raise Failure(status, f"{str(path)!r}: {error}") from None
 
 
 class Document:
@@ -35,7 +68,14 @@ class Document:
             stated = re.match(r"line (\d+)", place)
             line = int(stated[1]) if stated else text.count("\n") + 1
             raise Failure(status, f"{name}:{line}: {said or place}") from None
-        self.lines = locate(text)
+        except RecursionError:
+            raise Failure(status, f"{name}: nested too deep") from None
+        except ValueError:  # of int(), which tomllib lets through
+            raise Failure(status, f"{name}: a number has too many digits") from None
+        try:
+            self.lines = locate(text)
+        except RecursionError:
+            raise Failure(status, f"{name}: nested too deep") from None
         self.root = Table(self, (), data)
 
     def where(self, path: Path) -> str:
@@ -103,7 +143,7 @@ class Table:
         expected = f"{least}..{most}"
         value: int | None = self.take(key, (int,), expected, required)
         if value is not None and not least <= value <= most:
-            self.wrong(key, f"expected {expected}, got {value}")
+            self.wrong(key, f"expected {expected}, got {shown(value)}")
             return None
         return value
 

@@ -102,7 +102,9 @@ def number(text: str, least: int, most: int, also: str = "") -> int:
 
 def workers(text: str) -> int:
     if text == "auto":
-        return min(len(os.sched_getaffinity(0)), MOST_WORKERS)
+        # OpenBSD, NetBSD and macOS bind no process to processors.
+        ask = getattr(os, "sched_getaffinity", None)
+        return min(len(ask(0)) if ask else os.cpu_count() or 1, MOST_WORKERS)
     return number(text, 1, MOST_WORKERS, " or auto")
 
 
@@ -137,6 +139,8 @@ def log(text: str) -> tuple[LogTarget, str]:
     The path is that of the socket for syslog, of the file for json ("-": stderr).
     """
     target, colon, socket = text.partition(":")
+    if "\0" in text:
+        raise ValueError(f"expected a path without NUL, got {text!r}")
     if text in ("json", "json:-"):
         return "json", "-"
     if target == "json" and socket.startswith("/") and not socket.endswith("/"):
@@ -159,6 +163,8 @@ def metrics(text: str) -> Exposition | None:
     if text == "none":
         return None
     kind, _, path = text.partition(":")
+    if "\0" in text:
+        raise ValueError(f"expected a path without NUL, got {text!r}")
     if kind == "unix" and path.startswith("/"):
         if len(os.fsencode(path)) > 107:  # sun_path, unix(7)
             raise ValueError(f"expected a socket's path of at most 107 octets, got {path!r}")
@@ -184,7 +190,7 @@ def detail(text: str) -> tuple[Detail, int]:
 
 
 def absolute(text: str) -> str:
-    if not os.path.isabs(text):
+    if not os.path.isabs(text) or "\0" in text:
         raise ValueError(f"expected an absolute path, got {text!r}")
     return text
 

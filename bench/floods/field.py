@@ -39,7 +39,7 @@ ROWS: dict[str, dict[str, str]] = {}
 
 # Of a line of /proc/net/tcp: FIN-WAIT-1, FIN-WAIT-2, LAST-ACK and CLOSING, which only the
 # kernel still knows.  (What sockstat counts as orphans is of all namespaces together.)
-_KERNELS_OWN = re.compile(rb"^ *\d+: \S+ \S+ (?:04|05|09|0B) ", re.M)
+_KERNELS_OWN = re.compile(rb"^ *\d+: (\S+ \S+) (?:04|05|09|0B) ", re.M)
 
 
 class Watch(threading.Thread):
@@ -55,7 +55,8 @@ class Watch(threading.Thread):
         self.start()
 
     def look(self) -> Look:
-        orphans = len(_KERNELS_OWN.findall(self._table.read_bytes()))
+        # A set: a table that changes while it is read may show a socket twice.
+        orphans = len(set(_KERNELS_OWN.findall(self._table.read_bytes())))
         return dataclasses.replace(look(self.pid, 0), orphans=orphans)
 
     def run(self) -> None:

@@ -6,12 +6,13 @@
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
 _shtab_turnawayctl_firewall_subparsers=(rules sets check apply confirm add del status sysctl)
-_shtab_turnawayctl_subparsers=(status stats top tail reload pause resume loglevel firewall)
+_shtab_turnawayctl_subparsers=(status stats top tail lookup reload pause resume loglevel firewall)
 
 _shtab_turnawayctl_status_option_strings=(-h --help -s --socket --name)
 _shtab_turnawayctl_stats_option_strings=(-h --help -s --socket --name --json)
 _shtab_turnawayctl_top_option_strings=(-h --help -s --socket --name -i --interval -n --count --plain)
 _shtab_turnawayctl_tail_option_strings=(-h --help -s --socket --name --source --persona --listener)
+_shtab_turnawayctl_lookup_option_strings=(-h --help -s --socket --name)
 _shtab_turnawayctl_reload_option_strings=(-h --help -s --socket --name)
 _shtab_turnawayctl_pause_option_strings=(-h --help -s --socket --name)
 _shtab_turnawayctl_resume_option_strings=(-h --help -s --socket --name)
@@ -33,7 +34,7 @@ _shtab_turnawayctl_option_strings=(-h --help -s --socket --name -V --version)
 _shtab_turnawayctl_firewall_rules___for_choices=(nftables iptables pf-openbsd pf-freebsd ipfw)
 _shtab_turnawayctl_firewall_sets___for_choices=(nftables iptables pf-openbsd pf-freebsd ipfw)
 _shtab_turnawayctl_firewall_pos_0_choices=(rules sets check apply confirm add del status sysctl)
-_shtab_turnawayctl_pos_0_choices=(status stats top tail reload pause resume loglevel firewall)
+_shtab_turnawayctl_pos_0_choices=(status stats top tail lookup reload pause resume loglevel firewall)
 
 _shtab_turnawayctl_status__h_nargs=0
 _shtab_turnawayctl_status___help_nargs=0
@@ -45,6 +46,8 @@ _shtab_turnawayctl_top___help_nargs=0
 _shtab_turnawayctl_top___plain_nargs=0
 _shtab_turnawayctl_tail__h_nargs=0
 _shtab_turnawayctl_tail___help_nargs=0
+_shtab_turnawayctl_lookup__h_nargs=0
+_shtab_turnawayctl_lookup___help_nargs=0
 _shtab_turnawayctl_reload__h_nargs=0
 _shtab_turnawayctl_reload___help_nargs=0
 _shtab_turnawayctl_pause__h_nargs=0

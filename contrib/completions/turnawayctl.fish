@@ -50,7 +50,7 @@ function _shtab_turnawayctl_using
   test "$_shtab_turnawayctl_cmdpath" = "$argv"
 end
 
-set -g _shtab_turnawayctl_commands status stats top tail reload pause resume loglevel firewall 'firewall rules' 'firewall sets' 'firewall check' 'firewall apply' 'firewall confirm' 'firewall add' 'firewall del' 'firewall status' 'firewall sysctl'
+set -g _shtab_turnawayctl_commands status stats top tail lookup reload pause resume loglevel firewall 'firewall rules' 'firewall sets' 'firewall check' 'firewall apply' 'firewall confirm' 'firewall add' 'firewall del' 'firewall status' 'firewall sysctl'
 set -g _shtab_turnawayctl_opts_with_value --allow --allow-file --auto-port --choose --confirm-within --count --for --gateway --interval --lifetime --list --listener --mark --max-change --mx --name --output --persona --port --rate --role --socket --source --state --to --wan -i -n -o -s
 
 complete -c turnawayctl -e
@@ -83,6 +83,10 @@ complete -c turnawayctl -n '_shtab_turnawayctl_using tail' -l name -x -d 'the na
 complete -c turnawayctl -n '_shtab_turnawayctl_using tail' -l source -x -d 'only from this address or network'
 complete -c turnawayctl -n '_shtab_turnawayctl_using tail' -l persona -x -d 'only those told this'
 complete -c turnawayctl -n '_shtab_turnawayctl_using tail' -l listener -x -d 'only at this place or name'
+complete -c turnawayctl -n '_shtab_turnawayctl_using; and test $_shtab_turnawayctl_npos -eq 0' -a lookup -d 'which list an address is on, and what it would be told'
+complete -c turnawayctl -n '_shtab_turnawayctl_using lookup' -s h -l help -d 'show this help message and exit'
+complete -c turnawayctl -n '_shtab_turnawayctl_using lookup' -s s -l socket -x -d 'the daemon'"'"'s control socket (default: where one answers of $XDG_RUNTIME_DIR, unless root, /var/run/COMMAND.ctl and /run/COMMAND/COMMAND.ctl)'
+complete -c turnawayctl -n '_shtab_turnawayctl_using lookup' -l name -x -d 'the name that the daemon was started by (default: turnaway-fast)'
 complete -c turnawayctl -n '_shtab_turnawayctl_using; and test $_shtab_turnawayctl_npos -eq 0' -a reload -d 'read the configuration anew, and tell how that went'
 complete -c turnawayctl -n '_shtab_turnawayctl_using reload' -s h -l help -d 'show this help message and exit'
 complete -c turnawayctl -n '_shtab_turnawayctl_using reload' -s s -l socket -x -d 'the daemon'"'"'s control socket (default: where one answers of $XDG_RUNTIME_DIR, unless root, /var/run/COMMAND.ctl and /run/COMMAND/COMMAND.ctl)'

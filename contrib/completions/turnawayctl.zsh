@@ -12,6 +12,7 @@ _shtab_turnawayctl_commands() {
   local _commands=(
     firewall:'rules that divert listed sources to the daemon: made, checked, applied'
     loglevel:'show which connections are logged, or change it'
+    lookup:'which list an address is on, and what it would be told'
     pause:'take no connections on a listener; they wait in its queue'
     reload:'read the configuration anew, and tell how that went'
     resume:'take connections on a listener again'
@@ -175,6 +176,16 @@ _shtab_turnawayctl_loglevel_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_turnawayctl_loglevel_defaults_added=0
 
+_shtab_turnawayctl_lookup_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  {-s,--socket}"[the daemon\'s control socket (default\: where one answers of \$XDG_RUNTIME_DIR, unless root, \/var\/run\/COMMAND.ctl and \/run\/COMMAND\/COMMAND.ctl)]:PATH:"
+  "--name[the name that the daemon was started by (default\: turnaway-fast)]:COMMAND:"
+  ":of IPv4 or IPv6:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_turnawayctl_lookup_defaults_added=0
+
 _shtab_turnawayctl_pause_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   {-s,--socket}"[the daemon\'s control socket (default\: where one answers of \$XDG_RUNTIME_DIR, unless root, \/var\/run\/COMMAND.ctl and \/run\/COMMAND\/COMMAND.ctl)]:PATH:"
@@ -268,6 +279,7 @@ _shtab_turnawayctl() {
       case $line[1] in
         firewall) _shtab_turnawayctl_firewall ;;
         loglevel) _arguments -C -s $_shtab_turnawayctl_loglevel_options ;;
+        lookup) _arguments -C -s $_shtab_turnawayctl_lookup_options ;;
         pause) _arguments -C -s $_shtab_turnawayctl_pause_options ;;
         reload) _arguments -C -s $_shtab_turnawayctl_reload_options ;;
         resume) _arguments -C -s $_shtab_turnawayctl_resume_options ;;

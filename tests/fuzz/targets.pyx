@@ -11,7 +11,7 @@ number of cuts in its low four bits, that many lengths of pieces follow, and the
 rest is what the client sends.
 """
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 from libc.stdlib cimport abort, free, malloc
 from libc.string cimport memcmp, memcpy, memset, strcmp, strrchr
 
@@ -248,7 +248,7 @@ cdef void pool_sound(const Pool *pool, int64_t now) noexcept nogil:
             place = pool.places[place].newer
             count += 1
         claim(pool.fifos[index].newest == last)
-    claim(count == pool.used <= pool.capacity)
+    claim(<uint32_t>count == pool.used)
     claim(pool_deadline(pool) == deadline)
     for index in range(pool.bucket_mask + 1):
         last = NOBODY
@@ -267,7 +267,7 @@ cdef void pool_sound(const Pool *pool, int64_t now) noexcept nogil:
             place = pool.places[place].after
             count -= 1
     claim(count == 0)
-    count = pool.used
+    count = <int>pool.used
     place = pool.free
     while place != NOBODY:
         claim(0 <= place < pool.capacity and count < pool.capacity)
@@ -275,8 +275,8 @@ cdef void pool_sound(const Pool *pool, int64_t now) noexcept nogil:
         place = pool.places[place].older
         count += 1
     claim(count == pool.capacity)
-    claim(not pool.stress or pool.used > pool.low)
-    claim(pool.stress or pool.used <= pool.high)
+    claim(not pool.stress or pool.used > <uint32_t>pool.low)
+    claim(pool.stress or pool.used <= <uint32_t>pool.high)
 
 
 cdef void fuzz_pool(const unsigned char *data, size_t size) noexcept nogil:
@@ -321,7 +321,7 @@ cdef void fuzz_pool(const unsigned char *data, size_t size) noexcept nogil:
                 claim(places[place].fd == fd and memcmp(places[place].peer, peer, 16) == 0)
                 fd += 1
             elif refusal == HELD_TOTAL:
-                claim(pool.used == capacity)
+                claim(pool.used == <uint32_t>capacity)
             else:
                 claim(refusal == HELD_SOURCE or refusal == HELD_STRESS)
         elif capacity > 0 and places[value % capacity].fd != NOBODY:

@@ -64,6 +64,7 @@ def draining(syslog: Syslog) -> Iterator[Daemon]:
         yield one
 
 
+@pytest.mark.loops("kqueue")
 def test_drain_half_closes_and_reads_on_until_the_client_closes(draining: Daemon) -> None:
     with draining.connect() as one:
         assert GREETING.fullmatch(read_all(one))
@@ -99,6 +100,7 @@ def test_drain_lets_go_after_five_seconds(draining: Daemon) -> None:
         one.close()
 
 
+@pytest.mark.loops("kqueue")
 def test_drain_of_half_closers(draining: Daemon) -> None:
     for _ in range(30):
         with draining.connect() as one:
@@ -134,6 +136,7 @@ def quitting(syslog: Syslog) -> Iterator[Daemon]:
         yield one
 
 
+@pytest.mark.loops("kqueue")
 def test_the_letter_of_rfc_5321(quitting: Daemon) -> None:
     with quitting.connect() as one:
         greeting(one)
@@ -169,6 +172,7 @@ def test_quit_octet_by_octet(quitting: Daemon) -> None:
         assert read_all(one) == BYE
 
 
+@pytest.mark.loops("kqueue")
 def test_quit_before_the_greeting_could_be_read(quitting: Daemon) -> None:
     quitting.pause()
     ones = [quitting.connect() for _ in range(20)]
@@ -327,6 +331,7 @@ PIECES = st.lists(
 )
 
 
+@pytest.mark.loops("kqueue")
 @settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -346,6 +351,7 @@ def test_any_dialogue(quitting: Daemon, pieces: list[bytes]) -> None:
         assert read_all(one) == WRONG * last + BYE
 
 
+@pytest.mark.loops("kqueue")
 def test_refused_a_place_quit_is_now_and_counted_once(syslog: Syslog) -> None:
     options = ("-p", "blocked", "--close", "quit", "-w", "1", "--max-held-source", "1")
     with running(syslog, *options) as daemon, daemon.connect() as first:
@@ -364,6 +370,7 @@ def test_refused_a_place_quit_is_now_and_counted_once(syslog: Syslog) -> None:
 # --- reset -----------------------------------------------------------------------
 
 
+@pytest.mark.loops("kqueue")
 @pytest.mark.parametrize("talk", [b"", b"EHLO a\r\n"])
 def test_reset_ends_with_a_reset(syslog: Syslog, talk: bytes) -> None:
     with running(syslog, "-p", "worm", "--protocol", "smtp", "--close", "reset") as daemon:

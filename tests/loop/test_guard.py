@@ -35,7 +35,8 @@ def _server(address: str, port: int, pid: int) -> Server:
     return Server(address, port, pid, Expect.learn(address, port, code=421, name=NAME))
 
 
-def test_system_calls_per_connection(syslog: Syslog) -> None:
+@pytest.mark.loops("kqueue")
+def test_system_calls_per_connection(syslog: Syslog, loop: str) -> None:
     """accept4, send, shutdown, recv, and a part of a close_range."""
     need("strace")
     need_root()
@@ -46,11 +47,20 @@ def test_system_calls_per_connection(syslog: Syslog) -> None:
     assert counted.result.complete == CONNECTIONS
     for call in ("sendto", "shutdown", "recvfrom"):
         assert counted.of(call) == pytest.approx(1, abs=0.01), counted.kinds
-    assert counted.of("accept4") < 1.05, counted.kinds
-    assert counted.of("close") + counted.of("close_range") < 0.1, counted.kinds
-    assert counted.per_connection < 4.3, counted.kinds
+    closes = counted.of("close") + counted.of("close_range")
+    if loop == "kqueue":
+        # Its event says how many wait: none is spent on an empty queue.  Closed one
+        # by one, for the descriptors are not its own.
+        assert counted.of("accept4") == 1, counted.kinds
+        assert closes == pytest.approx(1, abs=0.01), counted.kinds
+        assert counted.per_connection < 5.1, counted.kinds
+    else:
+        assert counted.of("accept4") < 1.05, counted.kinds
+        assert closes < 0.1, counted.kinds
+        assert counted.per_connection < 4.3, counted.kinds
 
 
+@pytest.mark.loops("kqueue")
 def test_packets_per_connection(syslog: Syslog) -> None:
     """SYN, SYN-ACK, ACK; banner and FIN in one; FIN, ACK of the client: six."""
     need_root()
@@ -63,6 +73,7 @@ def test_packets_per_connection(syslog: Syslog) -> None:
     assert 6 <= counted.per_connection < 6.1, counted.kinds
 
 
+@pytest.mark.loops("kqueue")
 def test_nothing_is_allocated_after_the_start(syslog: Syslog, tmp_path: Path) -> None:
     """Silent, talking and quitting clients: the loop never calls malloc."""
     need("gcc")

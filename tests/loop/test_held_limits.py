@@ -107,6 +107,7 @@ def test_five_thousand_slow_clients_do_not_stop_the_rest(
     assert counters["held_stressed"] > 100
 
 
+@pytest.mark.loops("kqueue")
 def test_stress_begins_once_and_ends_once(syslog: Syslog) -> None:
     """High water at seven eighths, low water at a half; between them nobody is held."""
     options = ("-p", "blocked", "--close", "drain", "-w", "1", "--max-held", "64")
@@ -164,6 +165,7 @@ def test_who_cannot_be_asked_is_told_blind(syslog: Syslog, protocol: str) -> Non
         assert counters["held_full"] == counters["sent"] == 20
 
 
+@pytest.mark.loops("kqueue")
 def test_one_source_takes_its_share_and_no_more(syslog: Syslog) -> None:
     options = ("-p", "blocked", "--close", "quit", "-w", "1", "--max-held-source", "8")
     with running(syslog, *options) as daemon:
@@ -237,6 +239,7 @@ def test_counters_add_up_after_everything_at_once(syslog: Syslog) -> None:
         assert set(counters) >= {"held", "sent", "reset", "answered_http", "answered_socks"}
 
 
+@pytest.mark.loops("kqueue")
 def test_out_of_descriptors_the_held_give_way_and_nobody_hangs(syslog: Syslog) -> None:
     """A hard limit lower than --max-held is told at the start, and survived."""
     options = ("-p", "blocked", "--close", "quit", "-w", "1", "--max-held-source", "9999")

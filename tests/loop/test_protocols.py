@@ -211,6 +211,7 @@ def test_408_after_ten_seconds_for_the_silent_and_the_slow(
     until(lambda: len(syslog.matching("proto=http code=408 outcome=expired")) == 2)
 
 
+@pytest.mark.loops("kqueue")
 def test_a_stop_answers_who_is_still_asking(speak: Callable[..., Daemon], syslog: Syslog) -> None:
     daemon = speak("http")
     ones = [daemon.connect() for _ in range(20)]
@@ -303,6 +304,7 @@ def is_kind(answer: bytes, kind: str) -> bool:
     return answer == {"tls": ALERT, "socks5": SOCKS5, "socks4": SOCKS4}[kind]
 
 
+@pytest.mark.loops("kqueue")
 @pytest.mark.parametrize(("octets", "kind"), KINDS)
 def test_auto_answers_in_kind_whole_cut_and_half_closed(
     speak: Callable[..., Daemon], octets: bytes, kind: str
@@ -322,6 +324,7 @@ def test_auto_answers_in_kind_whole_cut_and_half_closed(
     assert counters["accepted"] == counters["sent"]
 
 
+@pytest.mark.loops("kqueue")
 def test_auto_takes_silence_for_smtp_after_a_moment(speak: Callable[..., Daemon]) -> None:
     daemon = speak("auto")
     for _ in range(5):
@@ -366,6 +369,7 @@ def test_auto_tells_the_persona_in_each_kind(syslog: Syslog) -> None:
             syslog.wait_for(said)
 
 
+@pytest.mark.loops("kqueue")
 def test_resets_and_departures_before_the_answer_are_counted(speak: Callable[..., Daemon]) -> None:
     daemon = speak("http")
     for _ in range(10):

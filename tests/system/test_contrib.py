@@ -7,7 +7,6 @@ daemon does, and the filters match the lines that it writes.
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import os
@@ -23,7 +22,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from running import COMMAND, NAME, SECONDS, Syslog, free_port, need, need_root, read_all, until
+from running import (
+    COMMAND,
+    NAME,
+    SECONDS,
+    Syslog,
+    free_port,
+    need,
+    need_module,
+    need_root,
+    read_all,
+    until,
+)
 
 from tests.system.background import answer
 from turnaway import exits, units
@@ -532,13 +542,6 @@ GROK = {
     "WORD": r"\b\w+\b",
     "DATA": r".*?",
 }
-
-
-def need_module(name: str) -> None:
-    """Skip where a Python module is not installed; in CI that is a failure."""
-    if importlib.util.find_spec(name) is None:
-        reason = f"needs {name}"
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
 
 
 def crowdsec(name: str) -> dict[str, object]:

@@ -1,13 +1,14 @@
 """A reload under load, and a restart with sockets of a supervisor: nobody is lost.
 
 Owns: SIGHUP with a configuration file, LISTEN_FDS, and when the watchdog is fed.
-The load is the closed model of bench.blast, on loopback.  Not here: a worker that
-hangs, since one thread cannot be stopped alone without ptrace.
+The load is the closed model of bench.blast, on loopback; where a client must speak,
+threads of this process.  One worker is stopped alone by ptrace(2).
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 import signal
@@ -169,6 +170,56 @@ def test_twenty_reloads_under_load_lose_nobody(syslog: Syslog, tmp_path: Path) -
         assert int(total[1]) >= load.result.complete  # of all loops there were
 
 
+KINDS = {
+    "ipv6": ("", b"", rb"421-mx\.example\.com .*Closing connection\.\r\n"),
+    "http": ('protocol = "http"\n', b"GET / HTTP/1.0\r\n\r\n", rb"HTTP/1\.1 403 .*"),
+    "quit": ('close = "quit"\n', b"QUIT\r\n", rb"421-mx\..*\r\n221 mx\.example\.com .*\r\n"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_reloads_lose_nobody_of_any_kind(syslog: Syslog, tmp_path: Path, kind: str) -> None:
+    """Clients that must be waited for, and those of the other family."""
+    more, says, whole = KINDS[kind]
+    address = "[::1]" if kind == "ipv6" else "127.0.0.1"
+    file, port = tmp_path / "t.toml", free_port()
+    text = 'location = "Earth"\nworkers = 2\n[[listener]]\nname = "mx.example.com"\n'
+    file.write_text(f'{text}address = "{address}:{port}"\n{more}')
+    wrong: list[object] = []
+    answered = [0] * 8
+    over = threading.Event()
+
+    def come(number: int) -> None:
+        while not over.is_set():
+            try:
+                with socket.create_connection((address.strip("[]"), port), SECONDS) as one:
+                    one.sendall(says) if kind == "http" else None
+                    heard = one.recv(65536) if kind == "quit" else b""
+                    one.sendall(says) if kind == "quit" else None
+                    heard += read_all(one)
+            except OSError as error:
+                wrong.append(error)
+                continue
+            if not re.fullmatch(whole, heard, re.S):
+                wrong.append(heard)
+            answered[number] += 1
+
+    with configured(syslog, file, port) as daemon:
+        ones = [threading.Thread(target=come, args=(at,), daemon=True) for at in range(8)]
+        for one in ones:
+            one.start()
+        for number in range(RELOADS):
+            file.write_text(f'max-held = {64 + number}\n{text}address = "{address}:{port}"\n{more}')
+            reload(daemon)
+            time.sleep(0.05)
+        over.set()
+        for one in ones:
+            one.join(SECONDS)
+        assert wrong == []
+        assert sum(answered) > 500
+        assert len(syslog.matching("reloaded: ")) == RELOADS
+
+
 def test_twenty_reloads_leave_no_descriptors_and_no_threads(syslog: Syslog, tmp_path: Path) -> None:
     file, stays, other = tmp_path / "t.toml", free_port(), free_port()
     written(file, stays)
@@ -275,6 +326,133 @@ def test_a_restart_with_sockets_handed_in_refuses_nobody(syslog: Syslog, tmp_pat
             finally:
                 process.send_signal(signal.SIGTERM)
                 assert process.wait(SECONDS) == 0
+
+
+def named_sockets(
+    names: str, places: list[tuple[str, int]], *options: str
+) -> subprocess.Popen[str]:
+    """The command with new listening sockets from descriptor 3 on, by these names."""
+    make = f"import os, socket; ones = [socket.create_server(place) for place in {places!r}]; "
+    make += "[os.dup2(one.fileno(), 30 + at) for at, one in enumerate(ones)]; "
+    make += "[os.dup2(30 + at, 3 + at) for at in range(len(ones))]; "
+    make += "[os.set_inheritable(3 + at, True) for at in range(len(ones))]; "
+    env = {**os.environ, "LISTEN_FDS": str(len(places)), "LISTEN_FDNAMES": names}
+    line = [COMMAND, "-f", "--pidfile", "none", "--log", "none", *options]
+    return subprocess.Popen(
+        [sys.executable, "-c", make + HAND_IN, *line], env=env, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_names_of_sockets_are_in_status_and_errors(tmp_path: Path) -> None:
+    one, two, other, door = free_port(), free_port(), free_port(), tmp_path / "ctl"
+    both = [("127.0.0.1", one), ("127.0.0.1", two)]
+    places = [f"127.0.0.1:{one}", "mx.example.com", f"127.0.0.1:{two}", "mx.example.com"]
+    third = [f"127.0.0.1:{other}", "mx.example.com"]
+
+    def status(names: str) -> list[str]:
+        process = named_sockets(names, both, "--control", str(door), "Earth", *places, *third)
+        try:
+            until(lambda: door.exists(), what="the control socket")
+            done = subprocess.run(
+                [COMMAND.with_name("turnawayctl"), "-s", door, "status"],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            lines = done.stdout.partition(" SOCKET\n")[2].splitlines()
+            assert answer(one) == answer(two) != b""
+            return [line.split()[-1] for line in lines]
+        finally:
+            process.terminate()
+            process.communicate()
+            door.unlink(missing_ok=True)
+
+    assert status("smtp:submission") == ["smtp", "submission", "own"]
+    assert status("smtp") == ["unknown", "unknown", "own"]  # not one for each
+    assert status("\x1b[2J:submission") == ["unknown", "submission", "own"]
+    process = named_sockets("smtp:lost", both, "--control", "none", "Earth", *places[:2])
+    assert f"127.0.0.1:{two} (lost) was handed in, and no listener" in process.communicate()[1]
+    assert process.returncode == os.EX_CONFIG
+
+
+def test_a_listener_of_the_supervisors_that_is_left_is_told(syslog: Syslog, tmp_path: Path) -> None:
+    file, stays = tmp_path / "t.toml", free_port()
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+        written(file, stays, port)
+        process = handed_in(held, file, "--log", f"syslog:{syslog.path}")
+        try:
+            syslog.wait_for("started:")
+            written(file, stays)
+            process.send_signal(signal.SIGHUP)
+            syslog.wait_for(
+                rf"reload: 127\.0\.0\.1:{port} is left, but the supervisor holds its socket"
+            )
+            syslog.wait_for("reloaded: ")
+        finally:
+            process.terminate()
+            assert process.wait(SECONDS) == 0
+
+
+# ptrace(2), of one thread; WALL: also one that is not our child.
+SEIZE, INTERRUPT, DETACH, WALL = 0x4206, 0x4207, 17, 0x40000000
+
+
+@contextlib.contextmanager
+def stopped(task: int) -> Iterator[None]:
+    """This thread of another process, and no other, stands still."""
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def ptrace(request: int) -> None:
+        assert libc.ptrace(request, task, None, None) == 0, os.strerror(ctypes.get_errno())
+
+    libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+    ptrace(SEIZE)
+    ptrace(INTERRUPT)
+    os.waitpid(task, WALL)
+    try:
+        yield
+    finally:
+        ptrace(DETACH)
+
+
+def test_a_worker_that_hangs_starves_the_watchdog(syslog: Syslog, tmp_path: Path) -> None:
+    """The other worker and the shell go on: only the supervisor is told nothing."""
+    file, port = tmp_path / "t.toml", free_port()
+    written(file, port)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.bind(str(tmp_path / "notify"))
+        (tmp_path / "notify").chmod(0o666)
+        env = {**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "3000000"}
+
+        def feeds(seconds: float) -> int:
+            """Times that the watchdog is fed from now on."""
+            notify.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while notify.recv(4096):
+                    pass
+            end, fed = time.monotonic() + seconds, 0
+            while (left := end - time.monotonic()) > 0:
+                notify.settimeout(left)
+                with contextlib.suppress(TimeoutError):
+                    fed += b"WATCHDOG=1" in notify.recv(4096)
+            return fed
+
+        with configured(syslog, file, port, env=env) as daemon:
+            notify.settimeout(SECONDS)
+            assert notify.recv(4096).startswith(b"READY=1\n")
+            loops = [
+                task
+                for task in threads(daemon.pid)
+                if Path(f"/proc/{daemon.pid}/task/{task}/comm").read_text() == "turnaway-loop\n"
+            ]
+            assert len(loops) == 2
+            with stopped(loops[1]):
+                feeds(1.2)  # what was on its way
+                daemon.process.send_signal(signal.SIGUSR1)
+                assert feeds(2.4) == 0
+                assert syslog.matching("counters: ")  # the shell lives
+            assert feeds(2.4) >= 1
 
 
 def test_the_watchdog_is_fed_while_the_loops_turn(syslog: Syslog, tmp_path: Path) -> None:

@@ -61,6 +61,36 @@ def test_chroot_banner_log_and_signals_go_on(tmp_path: Path, syslog: Syslog) -> 
     assert list(pit.iterdir()) == []
 
 
+def test_reload_in_a_chroot(tmp_path: Path, syslog: Syslog) -> None:
+    """The file is there at the same path; no persona, no user and no such folder is."""
+    need_root()
+    pit, port = tmp_path / "pit", free_port()
+    inside = pit / str(tmp_path).lstrip("/") / "turnaway.toml"
+    inside.parent.mkdir(parents=True)
+    for folder in (tmp_path, *inside.parents):
+        if folder.is_relative_to(tmp_path.parent.parent):
+            folder.chmod(0o755)
+    text = (
+        f'location = "Earth"\nchroot = "{pit}"\n[[listener]]\naddress = "127.0.0.1:{port}"\n'
+        'name = "mx.example.com"\n'
+    )
+    for file in (tmp_path / inside.name, inside):
+        file.write_text(text)
+        file.chmod(0o644)
+    line = [str(COMMAND), "-f", "-c", str(tmp_path / inside.name), "--pidfile", "none"]
+    line += ["--control", "none", "--log", f"syslog:{syslog.path}"]
+    with subprocess.Popen(line) as process:
+        try:
+            syslog.wait_for("started:")
+            inside.write_text(text.replace("mx.", "other.") + 'persona = "blocked"\n')
+            process.send_signal(signal.SIGHUP)
+            syslog.wait_for("reloaded: ")
+            assert answer(port).startswith(b"554-other.example.com ")
+            assert syslog.matching("needs a restart") == []
+        finally:
+            process.terminate()
+
+
 def test_chroot_keeps_the_zone_of_the_host(tmp_path: Path, syslog: Syslog) -> None:
     """Without TZ the zone stands in /etc/localtime, which the chroot does not have."""
     need_root()

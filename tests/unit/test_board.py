@@ -240,6 +240,7 @@ def test_a_listener_that_is_not_there(index: int) -> None:
         lambda: board.paused(index),
         lambda: board.behave(index, "now", "any", "banner", "park", False),
         lambda: board.retire([index]),
+        lambda: board.released(index),
     ):
         with pytest.raises(IndexError, match=f"listener {index} of 3"):
             act()
@@ -710,8 +711,10 @@ def test_a_retired_loop_ends_and_answers_the_queue_of_who_leaves(leaves: bool) -
         one.wake()
         clients = [one.connect() for _ in range(20)]
         one.board.pause(0, False)
+        assert not one.board.released(0)
         one.board.retire([0] if leaves else [])
         one.wake()
+        until(lambda: one.board.released(0), what="the loop to let go of its listener")
         if leaves:
             assert [read_all(client) for client in clients] == [b"421 no\r\n"] * 20
         until(lambda: one.board.states()[0][0] == "stopped", what="the end of the loop")

@@ -363,20 +363,117 @@ def test_more_places_for_the_client_than_an_answer_has(file: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o620, 0o602, 0o666, 0o664, 0o646])
-@pytest.mark.parametrize("which", ["file", "drop-in"])
+@pytest.mark.parametrize("which", ["file", "drop-in", "persona", "folder"])
 def test_root_reads_no_file_that_others_may_write(file: Path, mode: int, which: str) -> None:
-    need_root()
-    file.write_text(MOST)
-    file.chmod(0o600)
+    """Nor does what was root at the start, and is somebody else by the time of a reload."""
+    file.write_text(f'{MOST}persona = "own"\n[personas.own]\nfile = "own"\n')
+    own = file.parent / "own"
+    own.write_text(OWN.replace("Ask {contact}", "No").replace("ask {contact}", "no"))
     drop = drop_in(file, "a.toml", "workers = 1\n")
-    drop.chmod(0o600)
-    assert parse(file).workers == 1
-    wrong = file if which == "file" else drop
-    wrong.chmod(mode)
-    status, reasons = refused(lambda: parse(file))
+    wrong = {"file": file, "drop-in": drop, "persona": own, "folder": drop.parent}[which]
+    for one in (file, own, drop, drop.parent):
+        one.chmod(0o700)
+    assert parse(file, root=True).workers == 1
+    wrong.chmod(mode | 0o700)
+    assert parse(file, root=False).workers == 1
+    status, reasons = refused(lambda: parse(file, root=True))
     assert status == CONFIGURATION
     assert reasons[0].startswith(f"{wrong}: others than its owner may write to it")
     assert f"chmod go-w {wrong}" in reasons[0]
+
+
+# --- what is no file of ours -----------------------------------------------------------
+
+
+def test_what_is_no_file_is_refused_at_once(file: Path) -> None:
+    """A pipe would keep the daemon waiting, a device without end would fill its memory."""
+    file.write_text(MOST)
+    for number, make in enumerate(
+        (
+            os.mkdir,
+            os.mkfifo,
+            lambda path: os.symlink("/dev/zero", path),
+            lambda path: os.symlink("nowhere", path),
+        )
+    ):
+        drop = drop_in(file, f"{number}.toml", "")
+        drop.unlink()
+        make(drop)
+        status, (reason,) = refused(lambda: parse(file))
+        assert status == CONFIGURATION
+        said = "expected a file, got something else"
+        said = {0: "Is a directory", 3: "No such file or directory"}.get(number, said)
+        assert reason == f"{drop}: {said}"
+        drop.rmdir() if number == 0 else drop.unlink()
+    assert parse(file).listeners
+
+
+def test_a_file_longer_than_any_configuration(file: Path) -> None:
+    file.write_text(f"{MOST}# {'x' * (4 << 20)}\n")
+    _, (reason,) = refused(lambda: parse(file))
+    assert reason.endswith("octets; at most 4194304 are read")
+
+
+def test_a_link_is_followed_and_a_file_of_an_editor_is_not_read(file: Path, tmp_path: Path) -> None:
+    """As under /etc/turnaway/turnaway.toml.d: links by the package, leavings of editors."""
+    file.write_text(MOST)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("workers = 3\n")
+    drop_in(file, "10.toml", "workers = 2\n")
+    drop_in(file, "9.toml", "workers = 9\n")  # by name: after 10 and 20
+    (tmp_path / f"{file.name}.d/20.toml").symlink_to(elsewhere)
+    (tmp_path / f"{file.name}.d/.#9.toml").symlink_to("somebody@host.4711")
+    drop_in(file, "99.toml~", "no TOML at all")
+    drop_in(file, ".99.toml", "neither")
+    assert parse(file).workers == 9
+    (tmp_path / f"{file.name}.d/9.toml").unlink()
+    assert parse(file).workers == 3
+
+
+@pytest.mark.parametrize(
+    ("octets", "said"),
+    [
+        (MOST.encode("utf-16"), ":1: expected UTF-8"),
+        (MOST.encode() + b"# \xff\n", ":5: expected UTF-8"),
+        (b"\xef\xbb\xbf" + MOST.encode(), ":1: Invalid statement"),
+        (MOST.encode() + b"\0\n", ":5: "),
+        (MOST.encode()[:-3], ":4: "),  # half written
+        (MOST.encode() + b"x = " + b"[" * 5000 + b"\n", ": nested too deep"),
+        (MOST.encode() + b"x = " + b"[" * 300 + b"]" * 300 + b"\n", ":5: listener[0].x: unknown"),
+        (MOST.encode() + b"x = " + b"9" * 5000 + b"\n", ": a number has too many digits"),
+        (b"max-held = " + b"9" * 4000 + b"\n" + MOST.encode(), ":1: max-held: expected 0..131072"),
+    ],
+)
+def test_what_is_no_toml(file: Path, octets: bytes, said: str) -> None:
+    file.write_bytes(octets)
+    status, (reason,) = refused(lambda: parse(file))
+    assert status == CONFIGURATION
+    assert reason.startswith(f"{file}{said}")
+    assert len(reason) < 500
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *('pidfile = "/a\\u0000"', 'control = "/a\\u0000"', 'log = "json:/a\\u0000"'),
+        *('log = "syslog:/a\\u0000"', 'metrics = "unix:/a\\u0000"', 'chroot = "/a\\u0000"'),
+        'metrics = "file:/a\\u0000.prom"',
+    ],
+)
+def test_no_path_has_a_nul(file: Path, line: str) -> None:
+    (said,) = mistakes(file, f"{line}\n{MOST}")
+    assert said.startswith(f"1: {line.split()[0]}: expected ")
+
+
+def test_as_many_listeners_as_there_may_be_are_read_in_a_second_or_two(file: Path) -> None:
+    """Twenty times as long would be a daemon that stands still in a reload."""
+    text = 'location = "Earth"\n' + "".join(
+        f'[[listener]]\naddress = "127.0.{n >> 8}.{n & 255}:2525"\nname = "mx{n}.example"\n'
+        for n in range(4096)
+    )
+    assert len(written(file, text).listeners) == 4096
+    (said,) = mistakes(file, text + "clsoe = 1\n")
+    assert said == "12290: listener[4095].clsoe: unknown key; did you mean close?"
 
 
 # --- what stands before what ------------------------------------------------------------

@@ -22,7 +22,7 @@ from turnaway.control import Choice, packed
 from turnaway.exits import Failure
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("status", "stats", "top", "tail", "reload", "pause", "resume", "loglevel")
+COMMANDS = ("status", "stats", "top", "tail", "lookup", "reload", "pause", "resume", "loglevel")
 LINE = (
     "turned away from=[{}]:51322 to=[198.51.100.2]:25 as=mx.example.com persona=mail"
     " code=421 outcome=sent"

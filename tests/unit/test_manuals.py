@@ -251,7 +251,7 @@ def test_the_exit_statuses_of_turnawayctl() -> None:
 def asked() -> dict[str, set[str]]:
     """The keys that the reader of files asks for, by table; `*` stands for any name."""
     document = Document("whole.toml", WHOLE.encode(), exits.CONFIGURATION)
-    config._File(document, Draft(), Path("/nonexistent"), Mistakes())
+    config._File(document, Draft(), Path("/nonexistent"), Mistakes(), False)
     found: dict[str, set[str]] = {}
 
     def walk(table: Table) -> None:

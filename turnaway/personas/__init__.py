@@ -13,24 +13,21 @@ What the text may contain is banner.py's business; here it is only read, and
 every mistake is told with file and line.
 """
 
+import functools
 from pathlib import Path
 
-from turnaway.exits import DATA, Failure
+from turnaway.exits import DATA
 from turnaway.settings import CLOSES, PROTOCOLS, Close, Line, Page, Persona, Refusal
-from turnaway.tables import Document, Table
+from turnaway.tables import Document, Table, octets_of
 
 NAMES = ("mail", "blocked", "spammer", "abused", "worm")
 HOME = Path(__file__).parent
 
 
-def read(path: Path, name: str | None = None) -> Persona:
-    """The persona in a file, named after it if not otherwise.  Raises Failure with
-    every mistake."""
-    try:
-        octets = path.read_bytes()
-    except OSError as error:
-        raise Failure(DATA, f"{path}: {error.strerror}") from None
-    document = Document(str(path), octets, DATA)
+def read(path: Path, name: str | None = None, guarded: bool = False) -> Persona:
+    """The persona in a file, named after it if not otherwise; `guarded` as octets_of()
+    has it.  Raises Failure with every mistake."""
+    document = Document(str(path), octets_of(path, DATA, guarded), DATA)
     persona = from_table(name or path.stem, document.root)
     document.finish()
     assert persona is not None  # else there were mistakes, and finish() has raised
@@ -82,6 +79,7 @@ def _close(name: str) -> Close:
     return next(close for close in CLOSES if close == name)
 
 
+@functools.cache
 def shipped(name: str) -> Persona:
-    """One of NAMES."""
+    """One of NAMES; read once, for a chroot has none of them."""
     return read(HOME / f"{name}.toml")

@@ -1,6 +1,7 @@
 # make run    build, and turn connections away on 127.0.0.1:2525 and [::1]:2525
 # make test   everything the tests need, then pytest
 # make lint   ruff and mypy
+# make failover  diversion hosts that fail and come back, and how many clients got no banner
 # make bench  the benchmarks (pytest-benchmark)
 # make faults, make floods, make soak
 #             what goes wrong and who comes too often, and the tables of
@@ -17,7 +18,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 EXT    := $(wildcard ext/*.pyx ext/*.pxd ext/*.h) setup.py
 
-.PHONY: run test lint bench faults floods soak fuzz sanitize clean
+.PHONY: run test failover lint bench faults floods soak fuzz sanitize clean
 
 $(VENV)/stamp-venv:
 	$(PYTHON) -m venv $(VENV)
@@ -57,6 +58,9 @@ run: $(VENV)/stamp-package
 
 test: $(VENV)/stamp-package $(VENV)/stamp-test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+failover: $(VENV)/stamp-package $(VENV)/stamp-test
+	$(BIN)/python -m pytest -m failover tests/netns $(PYTEST_ARGS)
 
 lint: $(VENV)/stamp-package $(VENV)/stamp-lint
 	$(BIN)/ruff check .

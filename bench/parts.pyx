@@ -20,6 +20,7 @@ from lists cimport Lists, lists_find, lists_load
 from line cimport INET6_ADDRSTRLEN, LINE_OCTETS, put_address, put_record
 from listeners cimport Board as Memory
 from net cimport net_load64, net_unpack, sockaddr_storage
+from pool cimport Caller
 from ring cimport (
     OUTCOME_SENT, Record, Ring, ring_peek, ring_release, ring_waiting,
 )
@@ -154,17 +155,17 @@ cdef class Parts:
         """Write connections down, as the loop does it. What finds no room is
         dropped, which is another measure: `clear()` first."""
         cdef int64_t moment = <int64_t>MOMENT * 1_000_000
-        cdef unsigned char peer[16]
-        cdef unsigned short port
+        cdef Caller caller
         cdef int turn
         # What was left of the second's lines belongs to an earlier round.
         self.memory.worker[0].budget.second = 0
+        memset(&caller, 0, sizeof(caller))
         with nogil:
             for turn in range(times):
-                port = net_unpack(&self.peers[turn & (PEERS - 1)], peer)
+                caller.port = net_unpack(&self.peers[turn & (PEERS - 1)], caller.peer)
                 record(
                     self.memory, &self.memory.worker[0], &self.memory.worker[0].listening[0],
-                    -1, peer, port, moment + turn, OUTCOME_SENT, WORDS_BANNER,
+                    -1, &caller, moment + turn, OUTCOME_SENT, WORDS_BANNER,
                 )
         return ring_waiting(&self.memory.worker[0].ring)
 

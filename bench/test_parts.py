@@ -9,6 +9,7 @@ summary's `ns_each` is the smallest round divided by that number.
 from __future__ import annotations
 
 import os
+import random
 import socket
 import statistics
 import time
@@ -19,11 +20,12 @@ from typing import TypeVar
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.parts import Parts
+from bench.parts import Lookup, Parts
 from bench.peers.syslog import Syslog
-from turnaway import banner, personas
+from turnaway import banner, lists, personas
 from turnaway._board import WORDS, Board
 from turnaway._journal import Reader
+from turnaway.lists.table import Table
 from turnaway.settings import Detail, Limits, Listener
 
 T = TypeVar("T")
@@ -213,7 +215,7 @@ def log(tmp_path: Path, client_cores: set[int]) -> Iterator[tuple[Syslog, socket
 @pytest.mark.benchmark(group="journal")
 def test_pull_tally_only(benchmark: BenchmarkFixture, board: Board, parts: Parts) -> None:
     """Reader.pull when no connection gets a line: read and tally."""
-    reader = Reader(board, [TAIL] * len(WORDS), 7)
+    reader = Reader(board, [TAIL] * len(WORDS), [b""] * len(WORDS), 7)
 
     def refill() -> None:
         parts.clear()
@@ -232,7 +234,7 @@ def test_pull_to_syslog(
     The reading end is Python and sets the pace, so the time is that of both;
     `cpu_ns_each` is this thread's own CPU."""
     syslog, ours = log
-    reader = Reader(board, [TAIL] * len(WORDS), 7)
+    reader = Reader(board, [TAIL] * len(WORDS), [b""] * len(WORDS), 7)
     cpu: list[int] = []
     lost: list[int] = []
 
@@ -261,3 +263,92 @@ def test_pull_to_syslog(
     assert syslog.last.startswith(HEADER + b"turned away from=[203.0.113."), os.fsdecode(
         syslog.last
     )
+
+
+# --- lists ---------------------------------------------------------------------
+
+PREFIXES = 500_000
+LOOKUPS = 200_000
+# Where IPv6 senders are, and how long the prefixes of lists are.
+BLOCKS6 = (0x2001, 0x2400, 0x2600, 0x2A00, 0x2A01)
+LENGTHS = {4: (32, 32, 32, 32, 28, 24, 24, 22), 6: (128, 128, 64, 64, 64, 56, 48, 48)}
+
+
+def somewhere(rng: random.Random, version: int) -> int:
+    """Any address of the public Internet, more or less."""
+    if version == 4:
+        return rng.randrange(1 << 24, 224 << 24)
+    return rng.choice(BLOCKS6) << 112 | rng.getrandbits(112)
+
+
+def networks(version: int, count: int) -> list[tuple[int, int]]:
+    """So many prefixes, as (first address, length), the same ones each time."""
+    rng = random.Random(version)
+    width = 32 if version == 4 else 128
+    found = []
+    for _ in range(count):
+        bits = rng.choice(LENGTHS[version])
+        found.append((somewhere(rng, version) >> (width - bits) << (width - bits), bits))
+    return found
+
+
+def written(path: Path, version: int, count: int) -> Path:
+    """A plain list file of them."""
+    family, octets = (socket.AF_INET, 4) if version == 4 else (socket.AF_INET6, 16)
+    with path.open("w") as file:
+        for first, bits in networks(version, count):
+            file.write(f"{socket.inet_ntop(family, first.to_bytes(octets))}/{bits}\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Table]:
+    """A table of PREFIXES of one family, for each."""
+    folder = tmp_path_factory.mktemp("lists")
+    return {
+        version: Table([lists.read(str(written(folder / str(version), version, PREFIXES)))])
+        for version in (4, 6)
+    }
+
+
+@FAMILIES
+@pytest.mark.parametrize("hit", [False, True], ids=["miss", "hit"])
+@pytest.mark.benchmark(group="which list, of 500,000 prefixes")
+def test_lists_find(
+    benchmark: BenchmarkFixture, tables: dict[int, Table], six: bool, hit: bool
+) -> None:
+    """Where a client is listed, each from somewhere else: what the caches have of the
+    table is what lookups before it left there. Of the misses a few are hits."""
+    version = 6 if six else 4
+    rng = random.Random(1)
+    width = 128 if six else 32
+    held = networks(version, PREFIXES)
+    asked = []
+    for _ in range(LOOKUPS):
+        address = somewhere(rng, version)
+        if hit:
+            first, bits = rng.choice(held)
+            address = first | address & ((1 << (width - bits)) - 1)
+        asked.append(address.to_bytes(16) if six else LOCAL[:12] + address.to_bytes(4))
+    lookup = Lookup(tables[version].block())
+    many_of, listed = many(benchmark, lookup.find, b"".join(asked), times=LOOKUPS)
+    assert many_of == LOOKUPS
+    assert listed == LOOKUPS if hit else listed < LOOKUPS // 10
+
+
+@pytest.mark.benchmark(group="which list, of 500,000 prefixes")
+def test_lists_load(benchmark: BenchmarkFixture, tables: dict[int, Table]) -> None:
+    """The block is checked and taken, as a reload's end does it."""
+    block = tables[6].block()
+    benchmark.pedantic(Lookup, args=(block,), rounds=5, warmup_rounds=1)
+
+
+@pytest.mark.benchmark(group="a reload of lists")
+def test_lists_read(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
+    """500,000 prefixes, half of each family and in two lists: from files to a block."""
+    paths = [str(written(tmp_path / str(one), one, PREFIXES // 2)) for one in (4, 6)]
+
+    def read() -> bytes:
+        return Table([lists.read(path) for path in paths]).block()
+
+    assert len(benchmark.pedantic(read, rounds=3)) > PREFIXES

@@ -16,25 +16,28 @@ talkers it sees and can save from a RST.
 from libc cimport errno as e
 from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
-from libc.string cimport memcpy
+from libc.string cimport memcmp, memcpy
 from posix.unistd cimport write
 from counters cimport (
     ANSWERED_HTTP, ANSWERED_SOCKS, ANSWERED_TLS, EXPIRED, FAILED, GONE,
-    RESET, SENT, SHORT, Counters,
+    HEADLESS, MISDIVERTED, RESET, SENT, SHORT, STRANGER, Counters,
 )
 from line cimport INET6_ADDRSTRLEN, put, put_address
 from listeners cimport Board, Budget, Detail, Facts, Listening, Worker
 from net cimport (
-    net_add64, net_discard, net_half_close, net_load32, net_local, net_send, net_send_held,
-    net_unpack, sockaddr_storage,
+    net_add64, net_discard, net_half_close, net_load32, net_local, net_original,
+    net_send, net_send_held, net_unpack, sockaddr_storage,
 )
+from pool cimport Caller
 from ring cimport (
     OUTCOME_EARLY, OUTCOME_EXPIRED, OUTCOME_FAILED, OUTCOME_GONE,
-    OUTCOME_RESET, OUTCOME_SENT, OUTCOME_SHORT, RECORD_DETAILED, Outcome,
-    Record, ring_claim, ring_commit,
+    OUTCOME_HEADLESS, OUTCOME_MISDIVERTED, OUTCOME_RESET, OUTCOME_SENT,
+    OUTCOME_SHORT, OUTCOME_STRANGER, RECORD_DETAILED, RECORD_VIA, Outcome, Record,
+    ring_claim, ring_commit,
 )
+from source cimport source_is_ipv4
 from slot cimport (
-    SLOT_MARKS, SLOT_OCTETS, WORDS_PLAIN, WORDS_SOCKS5, WORDS_TLS, Slot, Words,
+    SLOT_MARKS, SLOT_OCTETS, WORDS, WORDS_PLAIN, WORDS_SOCKS5, WORDS_TLS, Slot, Words,
     slot_current,
 )
 
@@ -59,21 +62,27 @@ cdef inline size_t address_client(const Slot *slot, const unsigned char *peer, c
     return <size_t>(end - text)
 
 
+cdef inline const Slot *answer_of(
+    const Listening *listening, const Caller *caller, Words words
+) noexcept nogil:
+    """What is said here to this caller: its list has answers of its own."""
+    return slot_current(&listening.answers[caller.list * <int>WORDS + <int>words])
+
+
 cdef inline Outcome say(
-    const Listening *listening, Words words, bint head, bint fin, int fd,
-    const unsigned char *peer,
+    const Listening *listening, Words words, bint head, bint fin, int fd, const Caller *caller
 ) noexcept nogil:
     """Send an answer (of HTTP perhaps the head only), and with `fin` the FIN too.
 
     OUTCOME_SENT when the kernel took it whole.
     """
-    cdef const Slot *slot = slot_current(&listening.answers[<int>words])
+    cdef const Slot *slot = answer_of(listening, caller, words)
     cdef const char *octets = &slot.octets[0]
     cdef size_t length = slot.head if head else slot.length
     cdef char addressed[SLOT_OCTETS + SLOT_MARKS * INET6_ADDRSTRLEN]
     cdef ssize_t said
     if slot.marks > 0:
-        length = address_client(slot, peer, addressed)
+        length = address_client(slot, caller.peer, addressed)
         octets = addressed
     if fin:
         said = net_send_held(fd, octets, length)
@@ -120,6 +129,15 @@ cdef inline void count(Counters *counters, Outcome outcome, Words words) noexcep
     if outcome == OUTCOME_GONE:
         net_add64(&counters.count[<int>GONE], 1)
         return
+    if outcome == OUTCOME_STRANGER:
+        net_add64(&counters.count[<int>STRANGER], 1)
+        return
+    if outcome == OUTCOME_HEADLESS:
+        net_add64(&counters.count[<int>HEADLESS], 1)
+        return
+    if outcome == OUTCOME_MISDIVERTED:
+        net_add64(&counters.count[<int>MISDIVERTED], 1)
+        return
     net_add64(&counters.count[<int>SENT], 1)
     if outcome == OUTCOME_EXPIRED:
         net_add64(&counters.count[<int>EXPIRED], 1)
@@ -153,35 +171,64 @@ cdef inline bint wants_detail(Worker *worker, Listening *listening, int64_t mome
     return budget.left == 0
 
 
+cdef inline void where(
+    Record *line, Listening *listening, int fd, const Caller *caller
+) noexcept nogil:
+    """The address that was called; and, where it differs, the one it came by.
+
+    A proxy tells it in its header.  A firewall that changes only the port leaves
+    the address in the socket and the port in the kernel's table of connections; one
+    that redirects leaves both there; TPROXY leaves both in the socket.
+    """
+    cdef const Facts *facts = listening.facts
+    cdef sockaddr_storage asked
+    if facts.asks and net_local(fd, &asked) == 0:
+        line.local_port = net_unpack(&asked, line.local)
+    memcpy(line.via, line.local, 16)
+    line.via_port = line.local_port
+    if caller.called_port != 0:
+        memcpy(line.local, caller.called, 16)
+        line.local_port = caller.called_port
+    elif facts.transparent:
+        line.via_port = <uint16_t>facts.port
+        if not facts.wildcard:
+            memcpy(line.via, facts.local, 16)
+    elif not listening.untracked:
+        if net_original(fd, not source_is_ipv4(caller.peer), &asked) == 0:
+            line.local_port = net_unpack(&asked, line.local)
+        elif errno == e.ENOPROTOOPT:
+            listening.untracked = True
+    if line.via_port != line.local_port or memcmp(line.via, line.local, 16) != 0:
+        line.flags |= RECORD_VIA
+
+
 cdef inline void record(
-    Board *board, Worker *worker, Listening *listening, int fd,
-    const unsigned char *peer, uint16_t peer_port, int64_t moment, Outcome outcome, Words words,
+    Board *board, Worker *worker, Listening *listening, int fd, const Caller *caller,
+    int64_t moment, Outcome outcome, Words words,
 ) noexcept nogil:
     """Write the connection down, if anything reads the ring.
 
-    The called address is asked of the kernel only when somebody reads it, and
-    only where the listener is bound to all addresses.
+    The called address is asked of the kernel only when somebody reads it.
     """
     cdef Record *line
-    cdef sockaddr_storage local
-    cdef const Facts *facts = listening.facts
     if not board.recording:
         return
     line = ring_claim(&worker.ring)
     if line == NULL:
         return
     line.moment = moment
-    memcpy(line.peer, peer, 16)
-    line.peer_port = peer_port
+    memcpy(line.peer, caller.peer, 16)
+    line.peer_port = caller.port
     line.listener = <uint16_t>listening.index
     line.outcome = <uint8_t>outcome
     line.words = <uint8_t>words
+    line.list = caller.list
+    line.local_port = <uint16_t>listening.facts.port
+    memcpy(line.local, listening.facts.local, 16)
     line.flags = 0
     if wants_detail(worker, listening, moment):
         line.flags = RECORD_DETAILED
-    line.local_port = <uint16_t>facts.port
-    memcpy(line.local, facts.local, 16)
-    if facts.wildcard and (line.flags or net_load32(&board.overheard)) and net_local(fd, &local) == 0:
-        line.local_port = net_unpack(&local, line.local)
+    if line.flags or net_load32(&board.overheard):
+        where(line, listening, fd, caller)
     if ring_commit(&worker.ring) and board.bell >= 0:
         write(board.bell, b"\0", 1)

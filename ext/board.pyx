@@ -4,7 +4,8 @@
 Owns: the memory of `listeners.pxd`, from before the first accept until the
 last loop has ended, and the only way for Python to reach it: publish a banner,
 attach a socket, read counters, say stop.  Setup calls raise; the loops take
-the memory through `capsule` and never come back here.
+the memory through `capsule` and never come back here.  Beside it stand the calls
+of sandbox.h, which sandbox.py makes once.
 """
 
 from cpython.exc cimport PyErr_SetFromErrno
@@ -12,32 +13,44 @@ from cpython.pycapsule cimport PyCapsule_New
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
+from posix.stdlib cimport posix_memalign
 
 from counters cimport COUNTERS as COUNTER_COUNT
 from counters cimport Counters, Policy, counter_of_errno, policy_of
 from listeners cimport Board as Memory
 from listeners cimport DISPOSAL_BUCKETS, Facts, Listening, Stop, Worker
+from listeners cimport PROXIES as PROXY_COUNT
 from libc.errno cimport errno
+from lists cimport LISTS_MOST, lists_load
 from net cimport (
-    NET_SHARE, net_capabilities, net_cork, net_finwait, net_give_up,
-    net_keep_capabilities, net_limit_capabilities, net_load32, net_load64,
-    net_no_new_privileges, net_peer_user, net_share, net_store32,
+    NET_SHARE, net_cork, net_finwait, net_give_up, net_load32, net_load64, net_peer_user,
+    net_share, net_store32,
 )
 from pool cimport FIFOS
 from pool cimport QUEUES as QUEUE_COUNT
 from pool cimport Client, pool_init
+from posix.unistd cimport close
 from ring cimport Record
+from sandbox cimport (
+    SANDBOX_MAKE, SANDBOX_READ, SANDBOX_REMOVE, SANDBOX_WRITE,
+    sandbox_capabilities, sandbox_capability_mode, sandbox_keep_capabilities,
+    sandbox_landlock_abi, sandbox_landlock_begin, sandbox_landlock_end, sandbox_landlock_path,
+    sandbox_landlock_port, sandbox_limit_capabilities, sandbox_no_new_privileges,
+    sandbox_pledge, sandbox_undumpable, sandbox_unveil,
+)
 from slot cimport SLOT_MARKS, SLOT_OCTETS, Answer, slot_publish
 from slot cimport WORDS as WORDS_COUNT
 
 ANSWER_OCTETS = SLOT_OCTETS
 ANSWER_MARKS = SLOT_MARKS
+PROXIES = PROXY_COUNT
+LISTS = LISTS_MOST
 
 # In the order of the enum in counters.pxd; a test holds the two together.
 COUNTERS = (
     "accepted", "sent", "short", "failed", "reset", "early", "parked",
     "park_full", "drain_expired", "held", "held_stressed", "held_full",
-    "held_share", "sacrificed", "gone", "expired", "commands_wrong", "quits",
+    "held_share", "sacrificed", "gone", "stranger", "headless", "misdiverted", "proxied", "expired", "commands_wrong", "quits",
     "answered_http", "answered_tls", "answered_socks", "rests",
     "ECONNABORTED", "EINTR", "EPROTO", "EPERM", "ENETDOWN", "ENETUNREACH",
     "EHOSTDOWN", "EHOSTUNREACH", "ENONET", "ENOPROTOOPT", "EOPNOTSUPP",
@@ -55,7 +68,7 @@ if len(WORDS) != WORDS_COUNT:
     raise ImportError("the names and the enum of the words differ in number")
 
 # Time limits of held sockets; in the order of the enum in pool.pxd.
-QUEUES = ("park", "drain", "probe", "request", "quit")
+QUEUES = ("park", "drain", "probe", "request", "quit", "proxy")
 if len(QUEUES) != QUEUE_COUNT:
     raise ImportError("the names and the enum of the queues differ in number")
 
@@ -107,30 +120,88 @@ def peer_user(int fd):
     return user
 
 
+# What landlock() may leave of a file, or beneath a directory; added together.
+MAY_READ = SANDBOX_READ
+MAY_WRITE = SANDBOX_WRITE
+MAY_MAKE = SANDBOX_MAKE
+MAY_REMOVE = SANDBOX_REMOVE
+
+
+cdef int done(int result, str call) except -1:
+    """`result` of a call of sandbox.h.  Raises OSError with its errno when it is -1."""
+    if result < 0:
+        raise OSError(errno, call)
+    return result
+
+
 def no_new_privileges():
     """From now on nothing this process executes gains privileges.  Raises OSError."""
-    if net_no_new_privileges() != 0:
-        raise OSError(errno, "no_new_privs")
+    done(sandbox_no_new_privileges(), "no_new_privs")
+
+
+def undumpable():
+    """No core of this process, and none but root may trace it.  Raises OSError."""
+    done(sandbox_undumpable(), "undumpable")
+
+
+def landlock_abi():
+    """The version of Landlock that can be used here, 1..7; raises OSError where none can."""
+    return done(sandbox_landlock_abi(), "landlock_create_ruleset")
+
+
+def landlock(int abi, rules, ports):
+    """Forbid what version `abi` of Landlock can forbid, for this thread and those it starts.
+
+    But for `rules`, [(descriptor of a file or directory, MAY_*)], and for bind(2)
+    to the TCP `ports` (None: to any).  Needs no_new_privileges().  Raises OSError,
+    and then nothing was forbidden.
+    """
+    cdef int ruleset = done(sandbox_landlock_begin(abi, ports is None), "landlock_create_ruleset")
+    try:
+        for fd, may in rules:
+            done(sandbox_landlock_path(ruleset, abi, fd, may), "landlock_add_rule")
+        # Before version 4 there is no rule for ports, and bind(2) is not forbidden.
+        for port in (ports or ()) if abi >= 4 else ():
+            done(sandbox_landlock_port(ruleset, port), "landlock_add_rule")
+        done(sandbox_landlock_end(ruleset), "landlock_restrict_self")
+    finally:
+        close(ruleset)
+
+
+def unveil(path, str permissions):
+    """unveil(2) of OpenBSD; path None: no more of them.  Raises OSError."""
+    if path is None:
+        done(sandbox_unveil(NULL, NULL), "unveil")
+    else:
+        done(sandbox_unveil(<bytes>path, permissions.encode("ascii")), "unveil")
+
+
+def pledge(str promises):
+    """pledge(2) of OpenBSD.  Raises OSError."""
+    done(sandbox_pledge(promises.encode("ascii")), "pledge")
+
+
+def capability_mode():
+    """cap_enter(2) of FreeBSD.  Raises OSError."""
+    done(sandbox_capability_mode(), "cap_enter")
 
 
 def capabilities():
     """The permitted capabilities of this thread as bits, capabilities(7); 0 where a
     system has none."""
-    return net_capabilities()
+    return sandbox_capabilities()
 
 
 def limit_capabilities(uint64_t kept):
     """Give up all capabilities but those of the bits `kept`, and have these in
     effect.  Raises OSError, such as EPERM for one that is not permitted."""
-    if net_limit_capabilities(kept) != 0:
-        raise OSError(errno, "capset")
+    done(sandbox_limit_capabilities(kept), "capset")
 
 
 def keep_capabilities(bint keep):
     """Whether they stay permitted when this thread becomes an ordinary user.
     Raises OSError."""
-    if net_keep_capabilities(keep) != 0:
-        raise OSError(errno, "keepcaps")
+    done(sandbox_keep_capabilities(keep), "keepcaps")
 
 
 def accept_policy(int error):
@@ -147,16 +218,18 @@ cdef class Board:
     1 .. 2**20), `held` how many sockets each worker may hold (0 .. 2**17),
     `share` how many of them for one source (at least 1), `key` 64 random bits,
     `waits` the different time limits in microseconds (1 .. FIFOS of them), which
-    behave() names by index.  Raises ValueError outside these ranges, MemoryError.
+    behave() names by index, `lists` how many lists have answers of their own
+    (0 .. LISTS).  Raises ValueError outside these ranges, MemoryError.
     """
     cdef Memory memory
     cdef Record *records
+    cdef void *block
     cdef readonly object capsule
     cdef int waits
 
     def __cinit__(
         self, int workers, int listeners, int records=16384, int held=2048, int share=64,
-        unsigned long long key=0, waits=(2_000_000,),
+        unsigned long long key=0, waits=(2_000_000,), int lists=0,
     ):
         cdef int32_t which, index
         cdef Worker *worker
@@ -179,13 +252,18 @@ cdef class Board:
             ring *= 2
         while buckets < held:
             buckets *= 2
+        if not 0 <= lists <= LISTS_MOST:
+            raise ValueError(f"lists: expected 0..{LISTS_MOST}, got {lists}")
         self.waits = len(waits)
+        self.memory.groups = lists + 1
         self.memory.workers = workers
         self.memory.listeners = listeners
         self.memory.bell = -1
         self.memory.worker = <Worker *>calloc(workers, sizeof(Worker))
         self.memory.facts = <Facts *>calloc(listeners, sizeof(Facts))
-        self.memory.answers = <Answer *>calloc(listeners * <int>WORDS_COUNT, sizeof(Answer))
+        self.memory.answers = <Answer *>calloc(
+            <size_t>listeners * (lists + 1) * <int>WORDS_COUNT, sizeof(Answer)
+        )
         self.memory.counters = <Counters *>calloc(workers * listeners, sizeof(Counters))
         self.memory.listenings = <Listening *>calloc(workers * listeners, sizeof(Listening))
         self.memory.places = <Client *>calloc(workers * held + 1, sizeof(Client))
@@ -217,7 +295,9 @@ cdef class Board:
                 listening.fd = -1
                 listening.index = index
                 listening.facts = &self.memory.facts[index]
-                listening.answers = &self.memory.answers[index * <int>WORDS_COUNT]
+                listening.answers = &self.memory.answers[
+                    index * self.memory.groups * <int>WORDS_COUNT
+                ]
                 listening.counters = &self.memory.counters[which * listeners + index]
         self.capsule = PyCapsule_New(&self.memory, b"turnaway.board", NULL)
 
@@ -228,6 +308,7 @@ cdef class Board:
         free(self.memory.counters)
         free(self.memory.listenings)
         free(self.memory.places)
+        free(self.block)
         free(self.memory.buckets)
         free(self.records)
 
@@ -249,22 +330,39 @@ cdef class Board:
             raise IndexError(f"listener {listener} of {self.memory.listeners}")
         return listener
 
-    def describe(self, int listener, bytes local, int port, bint wildcard):
-        """What records say of a listener: 16 octets of address, and the port.
+    def describe(
+        self, int listener, bytes local, int port, bint wildcard, bint transparent=False,
+        proxies=(),
+    ):
+        """Where a listener is, and who comes to it by another way.
 
-        With `wildcard` the loop asks getsockname(2) instead, for records that
-        become a line.
+        `local` is its address as 16 octets; with `wildcard` or `transparent` the loop
+        asks getsockname(2) instead, for records that become a line, and with
+        `transparent` (IP_TRANSPARENT) that is the address that was called.  From
+        `proxies`, [(16 octets, bits of them)], PROXIES at the most, a PROXY header
+        must come first; when there are any, nobody else is answered.
         """
-        self.check_listener(listener)
+        cdef Facts *facts = &self.memory.facts[self.check_listener(listener)]
         if len(local) != 16:
             raise ValueError(f"local: expected 16 octets, got {len(local)}")
-        memcpy(self.memory.facts[listener].local, <const char *>local, 16)
-        self.memory.facts[listener].port = port
-        self.memory.facts[listener].wildcard = wildcard
+        if len(proxies) > PROXY_COUNT:
+            raise ValueError(f"proxies: at most {PROXY_COUNT}, got {len(proxies)}")
+        memcpy(facts.local, <const char *>local, 16)
+        facts.port = port
+        facts.asks = wildcard or transparent
+        facts.wildcard = wildcard
+        facts.transparent = transparent
+        facts.proxies = 0
+        for octets, bits in proxies:
+            if len(octets) != 16 or not 0 <= bits <= 128:
+                raise ValueError(f"proxies: expected 16 octets and 0..128, got {octets!r}, {bits}")
+            memcpy(facts.proxy[facts.proxies].octets, <const char *><bytes>octets, 16)
+            facts.proxy[facts.proxies].bits = bits
+            facts.proxies += 1
 
     def behave(
         self, int listener, str manner, str expected, str blind, str lingers, bint resets,
-        fifos=(0, 0, 0, 0, 0),
+        fifos=(0, 0, 0, 0, 0, 0),
     ):
         """What happens to the connections of a listener.
 
@@ -296,8 +394,40 @@ cdef class Board:
         """The non-blocking descriptor a loop writes to when its ring is half full."""
         self.memory.bell = fd
 
-    def publish(self, int listener, str words, bytes octets, int head=0):
-        """Make `octets` what a listener says for `words` (one of WORDS) from now on.
+    def consult(self, bytes block, allow):
+        """Look every client up in the lists of `block` (see lists/table.py); once, before
+        the loops start.  `allow`: for each list, whether its clients get no answer.
+
+        Raises ValueError for what is no such block, or not of this many lists.
+        """
+        cdef int index
+        if len(allow) != self.memory.groups - 1:
+            raise ValueError(f"lists: expected {self.memory.groups - 1}, got {len(allow)}")
+        if self.block != NULL or posix_memalign(&self.block, 64, max(64, len(block))) != 0:
+            self.block = NULL
+            raise MemoryError()
+        memcpy(self.block, <const char *>block, len(block))
+        if not lists_load(&self.memory.lists, <const unsigned char *>self.block, len(block)):
+            raise ValueError("lists: expected the block of a table")
+        if self.memory.lists.lists > <uint32_t>len(allow):
+            self.memory.lists.lists = 0
+            raise ValueError(f"lists: expected a block of at most {len(allow)}")
+        for index in range(len(allow)):
+            self.memory.allow[index + 1] = bool(allow[index])
+
+    def listed(self):
+        """[connections from each list], over all workers."""
+        cdef int32_t which
+        cdef int index
+        counts = [0] * (self.memory.groups - 1)
+        for which in range(self.memory.workers):
+            for index in range(self.memory.groups - 1):
+                counts[index] += net_load64(&self.memory.worker[which].listed[index + 1])
+        return counts
+
+    def publish(self, int listener, str words, bytes octets, int head=0, int group=0):
+        """Make `octets` what a listener says for `words` (one of WORDS) from now on, to
+        the clients of list number `group`, counted from 1, or of none.
 
         `head` is the length of an HTTP answer without its body; in the banner a NUL
         is a place for the client's address, ANSWER_MARKS at the most.  Raises
@@ -305,8 +435,12 @@ cdef class Board:
         """
         cdef int which = WORDS.index(words)
         self.check_listener(listener)
+        if not 0 <= group < self.memory.groups:
+            raise IndexError(f"list {group} of {self.memory.groups - 1}")
         if not 0 <= head <= len(octets) or not slot_publish(
-            &self.memory.answers[listener * <int>WORDS_COUNT + which],
+            &self.memory.answers[
+                (listener * self.memory.groups + group) * <int>WORDS_COUNT + which
+            ],
             <const char *>octets, len(octets), head, which == 0,
         ):
             raise ValueError(

@@ -12,7 +12,7 @@ from libc.errno cimport errno
 from libc.stdint cimport int32_t, int64_t, uint8_t
 from libc.string cimport memcpy
 from posix.unistd cimport close
-from answer cimport DISCARD_OCTETS, count, look, record, say
+from answer cimport DISCARD_OCTETS, answer_of, count, look, record, say
 from counters cimport (
     COMMANDS_WRONG, DRAIN_EXPIRED, EXPIRED, HELD_FULL, HELD_SHARE,
     HELD_STRESSED, QUITS, SACRIFICED,
@@ -26,28 +26,28 @@ from listeners cimport (
     SCRATCH_OCTETS, Board, Facts, Listening, Worker, disposal_add,
 )
 from net cimport (
-    net_add64, net_calendar, net_discard, net_half_close, net_read, net_send,
-    net_steady,
+    net_add64, net_calendar, net_discard, net_half_close, net_peek, net_read,
+    net_send, net_steady,
 )
 from pool cimport (
-    HELD_DRAINING, HELD_FINE, HELD_PROBING, HELD_QUITTING, HELD_READING,
+    HELD_DRAINING, HELD_FINE, HELD_PROBING, HELD_PROXYING, HELD_QUITTING, HELD_READING,
     HELD_SOURCE, HELD_TOTAL, QUEUE_DRAIN, QUEUE_PARK, QUEUE_PROBE, QUEUE_QUIT,
-    QUEUE_REQUEST, Client, Held, Queue, Refusal, pool_hold, pool_leave,
+    QUEUE_REQUEST, Caller, Client, Held, Queue, Refusal, pool_hold, pool_leave,
     pool_move,
 )
 from probe cimport (
     GUESS_HTTP, GUESS_MORE, GUESS_NONE, GUESS_SOCKS4, GUESS_SOCKS5, GUESS_TLS,
     PROBE_OCTETS, Guess, probe,
 )
+from proxy cimport PROXY_BAD, PROXY_KNOWN, PROXY_MORE, Proxied, proxy_read
 from quit cimport COMMAND_MORE, COMMAND_QUIT, Command, dialogue_octet
 from ring cimport (
-    OUTCOME_EARLY, OUTCOME_EXPIRED, OUTCOME_GONE, OUTCOME_RESET, OUTCOME_SENT,
-    Outcome,
+    OUTCOME_EARLY, OUTCOME_EXPIRED, OUTCOME_GONE, OUTCOME_HEADLESS, OUTCOME_RESET,
+    OUTCOME_SENT, Outcome,
 )
 from slot cimport (
     WORDS_BAD, WORDS_BANNER, WORDS_BYE, WORDS_HTML, WORDS_LATE, WORDS_PLAIN,
-    WORDS_SOCKS4, WORDS_SOCKS5, WORDS_TIMEOUT, WORDS_TLS, WORDS_WRONG, Slot,
-    Words, slot_current,
+    WORDS_SOCKS4, WORDS_SOCKS5, WORDS_TIMEOUT, WORDS_TLS, WORDS_WRONG, Slot, Words,
 )
 
 cdef enum:
@@ -57,13 +57,13 @@ cdef enum:
 
 
 cdef inline int32_t client_hold(
-    Worker *worker, Listening *listening, int fd, const unsigned char *peer,
-    unsigned short peer_port, Held state, Queue queue, int64_t now,
+    Worker *worker, Listening *listening, int fd, const Caller *caller, Held state,
+    Queue queue, int64_t now,
 ) noexcept nogil:
     """The place of a client from now on, or -1 (counted) when there is no room."""
     cdef int32_t place = -1
     cdef Refusal refusal = pool_hold(
-        &worker.pool, fd, listening.index, peer, peer_port, state,
+        &worker.pool, fd, listening.index, caller, state,
         listening.facts.fifo[<int>queue], now, &place
     )
     if refusal == HELD_FINE:
@@ -119,8 +119,7 @@ cdef inline void client_note(
     count(listening.counters, outcome, words)
     disposal_add(worker, net_steady() - client.since, 1)
     record(
-        board, worker, listening, client.fd, client.peer, client.peer_port, net_calendar(),
-        outcome, words,
+        board, worker, listening, client.fd, &client.caller, net_calendar(), outcome, words,
     )
 
 
@@ -134,7 +133,7 @@ cdef inline void client_answer(
     cdef Client *client = &worker.pool.places[place]
     cdef Listening *listening = &worker.listening[client.listener]
     cdef const Facts *facts = listening.facts
-    cdef Outcome outcome = say(listening, words, head, not facts.resets, client.fd, client.peer)
+    cdef Outcome outcome = say(listening, words, head, not facts.resets, client.fd, &client.caller)
     cdef bint whole = outcome == OUTCOME_SENT
     if whole and late and words != WORDS_BANNER:
         outcome = OUTCOME_EXPIRED
@@ -159,6 +158,40 @@ cdef inline bint client_failed(
     )
     client_close(worker, place)
     return True
+
+
+cdef inline void client_headless(Board *board, Worker *worker, int32_t place) noexcept nogil:
+    """No good PROXY header: nobody knows whom to answer, so nobody is."""
+    client_note(
+        board, worker, place, OUTCOME_HEADLESS,
+        <Words>worker.listening[worker.pool.places[place].listener].facts.blind,
+    )
+    client_close(worker, place)
+
+
+cdef inline bint client_header(Board *board, Worker *worker, int32_t place) noexcept nogil:
+    """More of a PROXY header; True when it is whole and the caller known.
+
+    What stands behind it is left in the socket.
+    """
+    cdef Client *client = &worker.pool.places[place]
+    cdef ssize_t heard = net_peek(client.fd, worker.scratch, SCRATCH_OCTETS)
+    cdef size_t taken
+    cdef Proxied told
+    if heard <= 0:
+        client_failed(board, worker, place, heard)
+        return False
+    told = proxy_read(&client.proxy, worker.scratch, <size_t>heard, &taken)
+    if told == PROXY_BAD or net_read(client.fd, worker.scratch, taken) != <ssize_t>taken:
+        client_headless(board, worker, place)
+        return False
+    if told == PROXY_KNOWN:
+        memcpy(client.caller.peer, client.proxy.source, 16)
+        client.caller.port = client.proxy.source_port
+        memcpy(client.caller.called, client.proxy.called, 16)
+        client.caller.called_port = client.proxy.called_port
+    client.caller.proxied = told != PROXY_MORE
+    return client.caller.proxied
 
 
 cdef inline void client_drain(Worker *worker, int32_t place) noexcept nogil:
@@ -247,7 +280,7 @@ cdef inline bint client_hang_up(Worker *worker, Client *client, Words words) noe
     Who did not read its replies may have half a one: nothing may follow it.
     """
     if not client.dialogue.mute and say(
-        &worker.listening[client.listener], words, False, True, client.fd, client.peer
+        &worker.listening[client.listener], words, False, True, client.fd, &client.caller
     ) == OUTCOME_SENT:
         return True
     net_half_close(client.fd)
@@ -269,7 +302,7 @@ cdef inline void client_commands(Board *board, Worker *worker, int32_t place, si
             wrong += 1
     if wrong > 0:
         net_add64(&listening.counters.count[<int>COMMANDS_WRONG], <unsigned long long>wrong)
-        client_reply(worker, client, slot_current(&listening.answers[<int>WORDS_WRONG]), wrong)
+        client_reply(worker, client, answer_of(listening, &client.caller, WORDS_WRONG), wrong)
     if command == COMMAND_QUIT:
         net_add64(&listening.counters.count[<int>QUITS], 1)
         client_hang_up(worker, client, WORDS_BYE)
@@ -322,6 +355,8 @@ cdef inline void client_due(Board *board, Worker *worker, int32_t place, int64_t
     if client.state == HELD_DRAINING:
         net_add64(&listening.counters.count[<int>DRAIN_EXPIRED], 1)
         client_close(worker, place)
+    elif client.state == HELD_PROXYING:
+        client_headless(board, worker, place)
     elif client.state == HELD_PROBING:
         client_answer(board, worker, place, <Words>listening.facts.blind, False, True, now)
     elif client.state == HELD_READING:

@@ -31,6 +31,10 @@ cdef enum Counter:
     HELD_SHARE      # not held: their source has its share
     SACRIFICED      # closed before EOF, for their descriptor
     GONE            # left before they were answered
+    STRANGER        # not a proxy of ours, where one must be
+    HEADLESS        # no good PROXY header
+    MISDIVERTED     # on an allow list
+    PROXIED         # PROXY headers read
     EXPIRED         # did not finish their request, or the dialogue, in time
     COMMANDS_WRONG  # 503 in the dialogue of `quit`
     QUITS           # 221 in the dialogue of `quit`

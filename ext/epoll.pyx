@@ -16,7 +16,6 @@ from libc.errno cimport errno
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from posix.unistd cimport close, dup2, read
 
-from client cimport client_readable
 from listeners cimport (
     BATCH, Batch, Board, Listening, State, Stop, Worker, listener_rise,
     listener_stumble,
@@ -27,7 +26,7 @@ from net cimport (
 )
 from turn cimport (
     GATHER_MICROS, LAST_ACCEPTS, LAST_MICROS, deadline, expire, farewell,
-    gathers, turn_away,
+    gathers, hear, turn_away,
 )
 
 cdef extern from "<sys/epoll.h>" nogil:
@@ -187,7 +186,7 @@ cdef void turn_until_stopped(Board *board, int poller, Worker *worker) noexcept 
                     emptied = False
             elif (events[which].data.u64 >> 32) == <uint64_t>Kind.KIND_CLIENT:
                 clients += 1
-                client_readable(board, worker, index, now)
+                hear(board, worker, index, now)
             else:
                 read(worker.wake, &note, sizeof(note))
                 obey(poller, worker, now)

@@ -10,12 +10,16 @@ the rest of the lines are counted as lost and the records are still read.
 
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.errno cimport EAGAIN, EINTR, ENOBUFS, ENOTCONN, errno
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
+from libc.time cimport strftime, time_t, tm
 from posix.unistd cimport write
 
-from line cimport INET6_ADDRSTRLEN, LINE_OCTETS, put, put_address, put_record
+from line cimport (
+    INET6_ADDRSTRLEN, JSON_OCTETS, LINE_OCTETS, STAMP_OCTETS, put, put_address,
+    put_record, put_record_json,
+)
 from listeners cimport Board as Memory
 from listeners cimport Worker
 from net cimport (
@@ -23,15 +27,18 @@ from net cimport (
     net_store32, net_writable,
 )
 from ring cimport (
-    RECORD_DETAILED, Record, Ring, ring_peek, ring_release, ring_waiting,
+    OUTCOME_MISDIVERTED, RECORD_DETAILED, Record, Ring, ring_peek, ring_release, ring_waiting,
 )
 from slot cimport WORDS as WORDS_COUNT
 from tally cimport TALLY_SETS, TALLY_WAYS, Source, Tally, tally_add
 
+cdef extern from "<time.h>" nogil:
+    tm *gmtime_r(const time_t *moment, tm *parts)
+
 cdef enum:
     HEADER_OCTETS = 128
-    TAIL_OCTETS = 400
-    ROOM = HEADER_OCTETS + LINE_OCTETS + TAIL_OCTETS + 1
+    TAIL_OCTETS = 500
+    ROOM = HEADER_OCTETS + LINE_OCTETS + JSON_OCTETS + TAIL_OCTETS + 1
     # write(2) of up to this many octets into a pipe that poll(2) called
     # writable does not block (POSIX PIPE_BUF on Linux; 512 at the least).
     STREAM_OCTETS = 4096
@@ -45,7 +52,9 @@ cdef enum:
     NAP_WORTH = 5       # lines taken after a nap; for fewer the next is longer
     COPIES_OCTETS = 1 << 18
 
-KINDS = ("none", "datagram", "stream", "absent")
+KINDS = ("none", "datagram", "stream", "absent", "json")
+# What there is of everything that can be said: for each listener, in it for who is
+# on no list and for each list, and in it for each of the board's WORDS.
 
 cdef struct Tail:
     uint32_t length
@@ -63,6 +72,8 @@ cdef struct Outlet:
     int error           # why lines are lost, 0 while they are not
     uint64_t sent
     uint64_t lost
+    int64_t second      # what `stamp` says
+    char stamp[STAMP_OCTETS + 1]
     char header[HEADER_OCTETS]
     iovec datagrams[NET_DATAGRAMS]
     char lines[NET_DATAGRAMS * ROOM]
@@ -135,6 +146,17 @@ cdef void flush_stream(Outlet *outlet) noexcept nogil:
     outlet.filled = 0
 
 
+cdef void stamp(Outlet *outlet, int64_t second) noexcept nogil:
+    """The second in UTC, as ISO 8601; most records share it with the one before."""
+    cdef tm parts
+    cdef time_t moment = <time_t>second
+    if second == outlet.second and outlet.stamp[0] != 0:
+        return
+    outlet.second = second
+    gmtime_r(&moment, &parts)
+    strftime(outlet.stamp, sizeof(outlet.stamp), b"%Y-%m-%dT%H:%M:%S", &parts)
+
+
 cdef inline void say(Outlet *outlet, const Record *record, const Tail *tail) noexcept nogil:
     """One more line; sends what is gathered when there is no room for it."""
     cdef char *start
@@ -147,7 +169,11 @@ cdef inline void say(Outlet *outlet, const Record *record, const Tail *tail) noe
     else:
         start = outlet.lines + outlet.filled
     end = put(start, outlet.header, outlet.header_length)
-    end = put_record(end, record, tail.octets, tail.length)
+    if outlet.kind == 4:
+        stamp(outlet, record.moment // 1_000_000)
+        end = put_record_json(end, record, outlet.stamp, tail.octets, tail.length)
+    else:
+        end = put_record(end, record, tail.octets, tail.length)
     if outlet.kind == 1:
         outlet.datagrams[outlet.pending].iov_base = start
         outlet.datagrams[outlet.pending].iov_len = <size_t>(end - start)
@@ -163,14 +189,18 @@ cdef inline void say(Outlet *outlet, const Record *record, const Tail *tail) noe
 
 
 cdef class Reader:
-    """Reads the rings of `board`; `tails` are the end of a line, one for each
-    listener and, within it, for each of the board's WORDS.
+    """Reads the rings of `board`; `tails` are the end of a line, one for everything
+    that can be said, and `members` the same as members of a JSON object.
 
-    Raises ValueError for a tail longer than TAIL_OCTETS or a wrong number.
+    Raises ValueError for one longer than TAIL_OCTETS or a wrong number.
     """
     cdef Memory *memory
     cdef object board
     cdef Tail *tails
+    cdef Tail *members
+    cdef int groups
+    cdef uint64_t misdirected   # connections since `misdiverted` was last asked
+    cdef Record misdirected_last
     cdef Tally *tally
     cdef Outlet *outlet
     cdef long long *allowed
@@ -178,32 +208,42 @@ cdef class Reader:
     cdef size_t copied
     cdef int wanted
 
-    def __cinit__(self, board, tails, unsigned long long key):
-        cdef bytes words
+    def __cinit__(self, board, tails, members, unsigned long long key):
+        cdef int count
         self.board = board
         self.memory = <Memory *>PyCapsule_GetPointer(board.capsule, b"turnaway.board")
-        self.tails = <Tail *>calloc(self.memory.listeners * <int>WORDS_COUNT, sizeof(Tail))
+        self.groups = self.memory.groups
+        count = self.memory.listeners * self.groups * <int>WORDS_COUNT
+        self.tails = <Tail *>calloc(count, sizeof(Tail))
+        self.members = <Tail *>calloc(count, sizeof(Tail))
         self.tally = <Tally *>calloc(1, sizeof(Tally))
         self.outlet = <Outlet *>calloc(1, sizeof(Outlet))
         self.allowed = <long long *>calloc(self.memory.listeners + 1, sizeof(long long))
         if (
-            self.tails == NULL or self.tally == NULL or self.outlet == NULL
+            self.tails == NULL or self.members == NULL or self.tally == NULL or self.outlet == NULL
             or self.allowed == NULL
         ):
             raise MemoryError()
         self.tally.key = key
-        if len(tails) != self.memory.listeners * <int>WORDS_COUNT:
-            raise ValueError(
-                f"tails: expected {self.memory.listeners * <int>WORDS_COUNT}, got {len(tails)}"
-            )
-        for index, words in enumerate(tails):
+        self.keep(self.tails, tails, count)
+        self.keep(self.members, members, count)
+
+    cdef int keep(self, Tail *kept, tails, int count) except -1:
+        cdef bytes words
+        cdef int index
+        if len(tails) != count:
+            raise ValueError(f"tails: expected {count}, got {len(tails)}")
+        for index in range(count):
+            words = tails[index]
             if len(words) > TAIL_OCTETS:
                 raise ValueError(f"tail: at most {TAIL_OCTETS} octets, got {len(words)}")
-            memcpy(self.tails[<int>index].octets, <const char *>words, len(words))
-            self.tails[<int>index].length = <uint32_t>len(words)
+            memcpy(kept[index].octets, <const char *>words, len(words))
+            kept[index].length = <uint32_t>len(words)
+        return 0
 
     def __dealloc__(self):
         free(self.tails)
+        free(self.members)
         free(self.tally)
         free(self.outlet)
         free(self.allowed)
@@ -239,6 +279,8 @@ cdef class Reader:
             self.copies = <char *>calloc(1, COPIES_OCTETS)
             if self.copies == NULL:
                 raise MemoryError()
+        # The stamp of a clock that was set back is not trusted.
+        self.outlet.stamp[0] = 0
         if kind == "absent":
             self.outlet.error = ENOTCONN
         with nogil:
@@ -249,7 +291,7 @@ cdef class Reader:
                 seen += self.read(&self.memory.worker[worker].ring)
             if self.outlet.kind == 1:
                 flush_datagrams(self.outlet)
-            elif self.outlet.kind == 2:
+            elif self.outlet.kind != 0:
                 flush_stream(self.outlet)
         left = [self.allowed[index] for index in range(self.memory.listeners + 1)]
         text = self.copies[:self.copied].decode("ascii").splitlines() if self.copied else []
@@ -270,28 +312,48 @@ cdef class Reader:
         cdef uint32_t index
         cdef uint32_t kept = 0
         cdef const Record *record
-        cdef const Tail *tail
+        cdef int said
         cdef long long *allowed
         for index in range(waiting):
             record = ring_peek(ring, kept)
             kept += 1
             tally_add(self.tally, record.peer)
-            tail = &self.tails[record.listener * <int>WORDS_COUNT + record.words]
+            said = (
+                (record.listener * self.groups + record.list) * <int>WORDS_COUNT + record.words
+            )
+            if record.outcome == OUTCOME_MISDIVERTED:
+                self.misdirected += 1
+                self.misdirected_last = record[0]
             if self.wanted > 0:
-                self.copy(record, tail)
+                self.copy(record, &self.tails[said])
             if record.flags & RECORD_DETAILED and self.outlet.kind != 0:
                 allowed = &self.allowed[0]
                 if self.memory.facts[record.listener].own_detail:
                     allowed = &self.allowed[record.listener + 1]
                 if allowed[0] > 0:
                     allowed[0] -= 1
-                    say(self.outlet, record, tail)
+                    say(
+                        self.outlet, record,
+                        &self.members[said] if self.outlet.kind == 4 else &self.tails[said],
+                    )
             # Give room back as we go: a loop at full rate needs it.
             if kept == 256:
                 ring_release(ring, kept)
                 kept = 0
         ring_release(ring, kept)
         return waiting
+
+    def misdiverted(self):
+        """(connections from allow lists since this was last asked, address of the last,
+        its list counted from 1); None when there are none."""
+        cdef char text[INET6_ADDRSTRLEN]
+        cdef char *end
+        if self.misdirected == 0:
+            return None
+        end = put_address(text, self.misdirected_last.peer)
+        found = self.misdirected, text[:end - text].decode("ascii"), self.misdirected_last.list
+        self.misdirected = 0
+        return found
 
     def busiest(self, int most):
         """[(address as text, connections at the most)], the busiest first."""

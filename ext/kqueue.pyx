@@ -28,7 +28,6 @@ from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.errno cimport EINTR, errno
 from libc.stdint cimport int32_t, int64_t, intptr_t, uint32_t, uintptr_t
 
-from client cimport client_readable
 from listeners cimport (
     BATCH, Batch, Board, Listening, State, Stop, Worker, listener_rise,
     listener_stumble,
@@ -38,7 +37,7 @@ from net cimport (
 )
 from turn cimport (
     GATHER_MICROS, LAST_ACCEPTS, LAST_MICROS, deadline, expire, farewell,
-    gathers, turn_away,
+    gathers, hear, turn_away,
 )
 
 cdef extern from "net.h" nogil:
@@ -233,7 +232,7 @@ cdef void turn_until_stopped(Board *board, int queue, Worker *worker) noexcept n
                     emptied = False
             elif kind == <uint32_t>Kind.KIND_CLIENT:
                 clients += 1
-                client_readable(board, worker, index, now)
+                hear(board, worker, index, now)
             else:
                 net_queue_woken(event)
                 obey(queue, worker, now)

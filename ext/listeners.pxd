@@ -10,8 +10,9 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from counters cimport (
     ERR_EINTR, RESTS, Counter, Counters, Policy, counter_of_errno, policy_of,
 )
-from net cimport net_add64, net_store32, sockaddr_storage
-from pool cimport QUEUES, Client, Pool
+from lists cimport LISTS_MOST, Lists
+from net cimport net_add64, net_store32
+from pool cimport QUEUES, Caller, Client, Pool
 from ring cimport Ring
 from slot cimport Answer
 
@@ -26,6 +27,8 @@ cdef enum:
     BATCH = 128
     # One read of a held client, or one burst of replies to it.
     SCRATCH_OCTETS = 4096
+    # Networks of proxies, of one listener.
+    PROXIES = 32
     # How long a connection took, from the turn it was accepted in to its close
     # (or, for a held client, to its answer): bucket n counts those below
     # 16 << n microseconds, the last one the rest.
@@ -64,11 +67,19 @@ cdef enum Expected:
     EXPECTED_TLS
     EXPECTED_SOCKS
 
+cdef struct Network:
+    unsigned char octets[16]    # IPv4 as v4-mapped
+    uint32_t bits               # 0..128, of the v4-mapped form
+
 cdef struct Facts:
     # What every worker knows of a listener.  Written by the shell before start.
     unsigned char local[16]
     uint32_t port
-    bint wildcard       # bound to all addresses: the called one must be asked
+    bint asks           # the address that a client came to is asked of its socket
+    bint wildcard       # bound to all addresses
+    bint transparent    # IP_TRANSPARENT: the socket has the address that was called
+    uint32_t proxies    # from these networks a PROXY header comes first; 0: from none
+    Network proxy[PROXIES]
     uint32_t manner     # enum Manner
     uint32_t expected   # enum Expected
     uint32_t blind      # enum Words: said to who cannot be held, or stays silent
@@ -93,16 +104,17 @@ cdef struct Listening:
     bint paused         # out of the poller because the shell said so
     int64_t retry       # steady clock; when to come back from resting
     bint leaves         # [shell] retire: no other loop goes on with it
+    bint untracked      # the kernel follows no connections: nothing was redirected
     Budget budget
     const Facts *facts
-    const Answer *answers   # [WORDS]
+    const Answer *answers   # [groups][WORDS]; the first for who is on no list
     Counters *counters
 
 cdef struct Batch:
     # The connections of one turn of one listener, between `say` and `look`.
     int fd[BATCH]
     uint8_t outcome[BATCH]
-    sockaddr_storage peer[BATCH]
+    Caller caller[BATCH]
     int32_t held[BATCH]     # places in the pool of those to be watched from now on
     int holds
 
@@ -119,6 +131,7 @@ cdef struct Worker:
     Budget budget
     uint64_t disposal[DISPOSAL_BUCKETS]     # connections by time, see below
     uint64_t disposal_micros                # their sum
+    uint64_t listed[LISTS_MOST + 1]         # connections by list, from 1
     Listening *listening
     Ring ring
     Pool pool
@@ -129,12 +142,15 @@ cdef struct Worker:
 cdef struct Board:
     int32_t workers
     int32_t listeners
+    int32_t groups          # of answers: one for each list, and one for who is on none
+    Lists lists             # who is on which
+    uint8_t allow[LISTS_MOST + 1]   # by list, from 1: its clients are wanted elsewhere
     bint recording      # records are wanted at all
     uint32_t overheard  # [shell] somebody reads the records as they come
     int bell            # written to when a ring is half full; -1 for nobody
     Worker *worker
     Facts *facts
-    Answer *answers         # [listeners * WORDS]
+    Answer *answers         # [listeners * groups * WORDS]
     Counters *counters
     Listening *listenings
     Client *places

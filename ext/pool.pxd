@@ -14,6 +14,7 @@ from libc.stdint cimport (
 from http cimport Http
 from net cimport net_add64, net_store32
 from probe cimport PROBE_OCTETS
+from proxy cimport Proxy, proxy_begin
 from quit cimport Dialogue
 from source cimport source_bucket, source_same
 
@@ -28,6 +29,7 @@ cdef enum Queue:
     QUEUE_PROBE         # `auto`: silent so far
     QUEUE_REQUEST       # a client that must speak first, or finish its request
     QUEUE_QUIT          # `quit`: the dialogue
+    QUEUE_PROXY         # a PROXY header
     QUEUES
 
 cdef enum:
@@ -35,9 +37,19 @@ cdef enum:
 
 cdef enum Held:
     HELD_DRAINING       # answered and half-closed: input is thrown away
+    HELD_PROXYING       # not answered: a PROXY header is being read
     HELD_PROBING        # not answered: its first octets decide how
     HELD_READING        # not answered: an HTTP request is being read
     HELD_QUITTING       # greeted: commands are answered until QUIT
+
+cdef struct Caller:
+    # Who called, and whom.
+    unsigned char peer[16]      # IPv4 as v4-mapped
+    uint16_t port
+    uint16_t called_port        # as a proxy has told it; 0: ask the kernel
+    uint8_t list                # the list it is on, counted from 1; 0: on none
+    bint proxied                # its PROXY header was read, or none is needed
+    unsigned char called[16]
 
 cdef enum Refusal:
     HELD_FINE
@@ -59,9 +71,9 @@ cdef struct Client:
     uint8_t spare
     int64_t deadline    # microseconds of the steady clock
     int64_t since
-    unsigned char peer[16]
-    uint16_t peer_port
+    Caller caller
     unsigned char first[PROBE_OCTETS]
+    Proxy proxy
     Http http
     Dialogue dialogue
 
@@ -81,7 +93,8 @@ cdef struct Pool:
     uint32_t used       # this and the next two are the shell's to look at
     uint32_t stress     # whether there is any
     uint64_t stresses   # times that it began
-    int32_t free
+    int32_t free        # places that were left
+    int32_t fresh       # those from here on were never taken, nor is their memory touched
     uint64_t key
     int32_t fifo_count
     Fifo fifos[FIFOS]
@@ -104,10 +117,8 @@ cdef inline void pool_init(
     pool.stress = False
     pool.stresses = 0
     pool.key = key
-    pool.free = 0 if capacity > 0 else NOBODY
-    for index in range(capacity):
-        places[index].fd = NOBODY
-        places[index].older = index + 1 if index + 1 < capacity else NOBODY
+    pool.free = NOBODY
+    pool.fresh = 0
     for index in range(bucket_count):
         buckets[index] = NOBODY
     pool.fifo_count = fifo_count
@@ -147,7 +158,7 @@ cdef inline bint pool_has_share(const Pool *pool, int32_t bucket, const unsigned
     cdef int32_t place = pool.buckets[bucket]
     cdef int32_t count = 0
     while place != NOBODY:
-        if source_same(pool.places[place].peer, peer):
+        if source_same(pool.places[place].caller.peer, peer):
             count += 1
             if count >= pool.share:
                 return False
@@ -156,37 +167,44 @@ cdef inline bint pool_has_share(const Pool *pool, int32_t bucket, const unsigned
 
 
 cdef inline Refusal pool_hold(
-    Pool *pool, int fd, int32_t listener, const unsigned char *peer, uint16_t peer_port,
-    Held state, int queue, int64_t now, int32_t *place,
+    Pool *pool, int fd, int32_t listener, const Caller *caller, Held state, int queue,
+    int64_t now, int32_t *place,
 ) noexcept nogil:
-    """Take a place for a socket, or say why there is none."""
-    cdef int32_t bucket
-    cdef int32_t index
+    """Take a place for a socket, or say why there is none.
+
+    One whose PROXY header is awaited counts for no source: it is not known yet.
+    """
+    cdef int32_t bucket = NOBODY
     cdef Client *client
     if pool.stress:
         return HELD_STRESS
-    if pool.free == NOBODY:
+    if pool.free == NOBODY and pool.fresh == pool.capacity:
         return HELD_TOTAL
-    bucket = <int32_t>(source_bucket(peer, pool.key) & <uint64_t>pool.bucket_mask)
-    if not pool_has_share(pool, bucket, peer):
-        return HELD_SOURCE
-    place[0] = pool.free
+    if state != HELD_PROXYING:
+        bucket = <int32_t>(source_bucket(caller.peer, pool.key) & <uint64_t>pool.bucket_mask)
+        if not pool_has_share(pool, bucket, caller.peer):
+            return HELD_SOURCE
+    if pool.free != NOBODY:
+        place[0] = pool.free
+        pool.free = pool.places[place[0]].older
+    else:
+        place[0] = pool.fresh
+        pool.fresh += 1
     client = &pool.places[place[0]]
-    pool.free = client.older
     client.fd = fd
     client.since = now
     client.listener = listener
     client.state = <uint8_t>state
     client.first_length = 0
-    client.peer_port = peer_port
-    for index in range(16):
-        client.peer[index] = peer[index]
+    client.caller = caller[0]
+    proxy_begin(&client.proxy)
     client.bucket = bucket
-    client.before = NOBODY
-    client.after = pool.buckets[bucket]
-    if client.after != NOBODY:
-        pool.places[client.after].before = place[0]
-    pool.buckets[bucket] = place[0]
+    client.before = client.after = NOBODY
+    if bucket != NOBODY:
+        client.after = pool.buckets[bucket]
+        if client.after != NOBODY:
+            pool.places[client.after].before = place[0]
+        pool.buckets[bucket] = place[0]
     fifo_append(pool, place[0], queue, now)
     net_store32(&pool.used, pool.used + 1)
     if pool.used > <uint32_t>pool.high:
@@ -211,7 +229,7 @@ cdef inline int pool_leave(Pool *pool, int32_t place) noexcept nogil:
     fifo_remove(pool, place)
     if client.before != NOBODY:
         pool.places[client.before].after = client.after
-    else:
+    elif client.bucket != NOBODY:
         pool.buckets[client.bucket] = client.after
     if client.after != NOBODY:
         pool.places[client.after].before = client.before

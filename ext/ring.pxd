@@ -17,22 +17,29 @@ cdef enum Outcome:
     OUTCOME_FAILED  # the kernel took none of it
     OUTCOME_EXPIRED # was answered when its time to speak was over
     OUTCOME_GONE    # left before it was answered
+    OUTCOME_STRANGER    # not a proxy of ours, where one must be: closed at once
+    OUTCOME_HEADLESS    # no good PROXY header: closed without a word
+    OUTCOME_MISDIVERTED # on an allow list: nobody to turn away, closed
     OUTCOMES
     OUTCOME_WAITS   # not over yet: never in a record
 
 cdef enum:
     RECORD_DETAILED = 1  # `local` and `local_port` are filled; wants a line
+    RECORD_VIA = 2       # so are `via` and `via_port`: it came by another address
 
 cdef struct Record:
     int64_t moment          # microseconds since 1970, UTC
     unsigned char peer[16]  # IPv4 as v4-mapped
-    unsigned char local[16]
+    unsigned char local[16] # the address that was called
+    unsigned char via[16]   # and the one it came to, where they differ
     uint16_t peer_port
     uint16_t local_port
+    uint16_t via_port
     uint16_t listener
     uint8_t outcome
     uint8_t flags
     uint8_t words           # enum Words: what was said
+    uint8_t list            # the list its client is on, counted from 1; 0: on none
 
 cdef struct Ring:
     Record *records

@@ -7,32 +7,38 @@ listener that must be left alone has `resting` set; the loop acts on both.
 """
 
 from libc.errno cimport EAGAIN, EMFILE, ENFILE, errno
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcmp
 from posix.unistd cimport close
 
 from answer cimport count, look, record, say
-from client cimport client_close, client_due, client_hold, client_sacrifice
+from client cimport (
+    client_close, client_due, client_header, client_hold, client_readable,
+    client_sacrifice,
+)
 from counters cimport (
-    ACCEPTED, EARLY, HELD, PARK_FULL, PARKED, Policy, policy_of_errno,
+    ACCEPTED, EARLY, HELD, PARK_FULL, PARKED, PROXIED, Policy, policy_of_errno,
 )
 from listeners cimport (
     BATCH, EXPECTED_HTTP, MANNER_ASK, MANNER_DRAIN, MANNER_NOW, MANNER_QUIT,
-    MANNER_RESET, Batch, Board, Facts, Listening, Worker, disposal_add,
+    MANNER_RESET, Batch, Board, Facts, Listening, Network, Worker, disposal_add,
     listener_rest, listener_stumble,
 )
+from lists cimport lists_find
 from net cimport (
     net_accept, net_add64, net_calendar, net_close_range, net_half_close,
     net_steady, net_unpack, sockaddr_storage,
 )
 from pool cimport (
-    HELD_DRAINING, HELD_PROBING, HELD_QUITTING, HELD_READING, NOBODY,
-    QUEUE_DRAIN, QUEUE_PARK, QUEUE_PROBE, QUEUE_QUIT, QUEUE_REQUEST,
-    pool_deadline, pool_due,
+    HELD_DRAINING, HELD_PROBING, HELD_PROXYING, HELD_QUITTING, HELD_READING,
+    NOBODY, QUEUE_DRAIN, QUEUE_PARK, QUEUE_PROBE, QUEUE_PROXY, QUEUE_QUIT,
+    QUEUE_REQUEST, Caller, pool_deadline, pool_due, pool_leave,
 )
 from ring cimport (
-    OUTCOME_EARLY, OUTCOME_FULL, OUTCOME_SENT, OUTCOME_WAITS, Outcome,
+    OUTCOME_EARLY, OUTCOME_FULL, OUTCOME_HEADLESS, OUTCOME_MISDIVERTED,
+    OUTCOME_SENT, OUTCOME_STRANGER, OUTCOME_WAITS, Outcome,
 )
-from slot cimport WORDS_BANNER, Words, slot_current
+from slot cimport WORDS_BANNER, Words
 
 cdef enum:
     # While connections come fast the loop lets them gather this long.
@@ -43,41 +49,67 @@ cdef enum:
     LAST_MICROS = 250_000
 
 
+cdef inline bint trusted(const Facts *facts, const unsigned char *peer) noexcept nogil:
+    """Whether this is one of our proxies."""
+    cdef uint32_t index
+    cdef const Network *network
+    cdef uint32_t whole
+    for index in range(facts.proxies):
+        network = &facts.proxy[index]
+        whole = network.bits // 8
+        if memcmp(peer, network.octets, whole) == 0 and (
+            network.bits % 8 == 0
+            or (peer[whole] ^ network.octets[whole]) >> (8 - network.bits % 8) == 0
+        ):
+            return True
+    return False
+
+
 cdef inline Outcome greet(
-    const Listening *listening, int fd, const sockaddr_storage *address
+    const Board *board, Worker *worker, const Listening *listening, int fd, Caller *caller
 ) noexcept nogil:
-    """What is said to a connection the moment it is accepted."""
+    """What is said to a connection the moment it is accepted, or its caller known."""
     cdef const Facts *facts = listening.facts
-    cdef unsigned char peer[16]
-    if slot_current(&listening.answers[<int>WORDS_BANNER]).marks > 0:
-        net_unpack(address, peer)
+    if not caller.proxied:
+        return OUTCOME_WAITS if trusted(facts, caller.peer) else OUTCOME_STRANGER
+    if board.lists.lists > 0:
+        caller.list = <uint8_t>(lists_find(&board.lists, caller.peer) + 1)
+        if caller.list > 0:
+            net_add64(&worker.listed[caller.list], 1)
+            if board.allow[caller.list]:
+                return OUTCOME_MISDIVERTED
     if facts.manner == MANNER_NOW or facts.manner == MANNER_DRAIN:
-        return say(listening, WORDS_BANNER, False, True, fd, peer)
+        return say(listening, WORDS_BANNER, False, True, fd, caller)
     if facts.manner == MANNER_ASK:
         return OUTCOME_WAITS
-    return say(listening, WORDS_BANNER, False, False, fd, peer)
+    return say(listening, WORDS_BANNER, False, False, fd, caller)
 
 
 cdef inline bint take(
-    Worker *worker, Listening *listening, int most, int64_t now, int *taken
+    const Board *board, Worker *worker, Listening *listening, int most, int64_t now, int *taken
 ) noexcept nogil:
     """Accept `most`, at most a batch, and greet each at once if it is to be greeted.
 
     True when the queue was found empty, or when the listener went to rest.
     """
     cdef Batch *batch = &worker.batch
+    cdef sockaddr_storage peer
+    cdef Caller *caller
     cdef int tries
     cdef int fd
     taken[0] = 0
     for tries in range(BATCH):
         if taken[0] == most:
             return False
-        fd = net_accept(listening.fd, &batch.peer[taken[0]])
+        fd = net_accept(listening.fd, &peer)
         if fd >= 0:
+            caller = &batch.caller[taken[0]]
+            caller.port = net_unpack(&peer, caller.peer)
+            caller.called_port = 0
+            caller.list = 0
+            caller.proxied = listening.facts.proxies == 0
             batch.fd[taken[0]] = fd
-            batch.outcome[taken[0]] = <uint8_t>greet(
-                listening, fd, &batch.peer[taken[0]]
-            )
+            batch.outcome[taken[0]] = <uint8_t>greet(board, worker, listening, fd, caller)
             taken[0] += 1
         elif errno == EAGAIN:
             return True
@@ -99,8 +131,8 @@ cdef inline bint take(
 
 
 cdef inline Outcome settle(
-    Worker *worker, Listening *listening, int fd, const unsigned char *peer,
-    unsigned short port, Outcome outcome, int32_t *place, int64_t now,
+    Worker *worker, Listening *listening, int fd, const Caller *caller, Outcome outcome,
+    int32_t *place, int64_t now,
 ) noexcept nogil:
     """Hold a connection if it must be; what became of it, or OUTCOME_WAITS.
 
@@ -109,23 +141,30 @@ cdef inline Outcome settle(
     cdef const Facts *facts = listening.facts
     cdef bint refused = False
     place[0] = NOBODY
+    if outcome == OUTCOME_STRANGER or outcome == OUTCOME_MISDIVERTED:
+        return outcome
+    if not caller.proxied:
+        place[0] = client_hold(
+            worker, listening, fd, caller, HELD_PROXYING, QUEUE_PROXY, now
+        )
+        return OUTCOME_WAITS if place[0] != NOBODY else OUTCOME_HEADLESS
     if facts.manner == MANNER_RESET:
         return outcome
     if facts.manner == MANNER_ASK:
         place[0] = client_hold(
-            worker, listening, fd, peer, port,
+            worker, listening, fd, caller,
             HELD_READING if facts.expected == EXPECTED_HTTP else HELD_PROBING,
             QUEUE_PROBE if facts.blind == WORDS_BANNER else QUEUE_REQUEST, now,
         )
         if place[0] != NOBODY:
             net_add64(&listening.counters.count[<int>HELD], 1)
             return OUTCOME_WAITS
-        outcome = say(listening, <Words>facts.blind, False, not facts.resets, fd, peer)
+        outcome = say(listening, <Words>facts.blind, False, not facts.resets, fd, caller)
         outcome = look(fd, outcome)
         return OUTCOME_FULL if outcome == OUTCOME_EARLY else outcome
     if facts.manner == MANNER_QUIT and outcome == OUTCOME_SENT:
         place[0] = client_hold(
-            worker, listening, fd, peer, port, HELD_QUITTING, QUEUE_QUIT, now
+            worker, listening, fd, caller, HELD_QUITTING, QUEUE_QUIT, now
         )
         if place[0] != NOBODY:
             net_add64(&listening.counters.count[<int>HELD], 1)
@@ -137,14 +176,14 @@ cdef inline Outcome settle(
         net_add64(&listening.counters.count[<int>EARLY], 1)
     if facts.manner == MANNER_DRAIN and (outcome == OUTCOME_SENT or outcome == OUTCOME_EARLY):
         place[0] = client_hold(
-            worker, listening, fd, peer, port, HELD_DRAINING, QUEUE_DRAIN, now
+            worker, listening, fd, caller, HELD_DRAINING, QUEUE_DRAIN, now
         )
         if place[0] != NOBODY:
             net_add64(&listening.counters.count[<int>HELD], 1)
             return outcome
     elif outcome == OUTCOME_EARLY and not refused:
         place[0] = client_hold(
-            worker, listening, fd, peer, port, HELD_DRAINING, QUEUE_PARK, now
+            worker, listening, fd, caller, HELD_DRAINING, QUEUE_PARK, now
         )
         if place[0] != NOBODY:
             net_add64(&listening.counters.count[<int>PARKED], 1)
@@ -166,8 +205,7 @@ cdef inline void let_go(
     cdef Batch *batch = &worker.batch
     cdef int64_t moment = net_calendar()
     cdef Outcome outcome
-    cdef unsigned char peer[16]
-    cdef unsigned short port
+    cdef const Caller *caller
     cdef int32_t place
     cdef int waiting = 0
     cdef int first = NOBODY
@@ -177,16 +215,16 @@ cdef inline void let_go(
     net_add64(&listening.counters.count[<int>ACCEPTED], <uint64_t>taken)
     for index in range(taken):
         fd = batch.fd[index]
-        port = net_unpack(&batch.peer[index], peer)
+        caller = &batch.caller[index]
         outcome = settle(
-            worker, listening, fd, peer, port, <Outcome>batch.outcome[index], &place, now
+            worker, listening, fd, caller, <Outcome>batch.outcome[index], &place, now
         )
         if outcome == OUTCOME_WAITS:
             waiting += 1
         else:
             count(listening.counters, outcome, <Words>listening.facts.blind)
             record(
-                board, worker, listening, fd, peer, port, moment, outcome,
+                board, worker, listening, fd, caller, moment, outcome,
                 <Words>listening.facts.blind,
             )
         if place != NOBODY:
@@ -224,11 +262,43 @@ cdef inline bint turn_away(
     cdef int taken
     cdef bint emptied
     worker.batch.holds = 0
-    emptied = take(worker, listening, most, now, &taken)
+    emptied = take(board, worker, listening, most, now, &taken)
     if taken > 0:
         let_go(board, worker, listening, taken, now)
         served[0] += taken
     return emptied
+
+
+cdef inline void hear(Board *board, Worker *worker, int32_t place, int64_t now) noexcept nogil:
+    """A held client spoke or hung up.
+
+    Once its PROXY header is whole it is dealt with as one that was just accepted.
+    If it is held further, then in the same place: the one that was left last.
+    """
+    cdef Listening *listening
+    cdef Caller caller
+    cdef Outcome outcome
+    cdef int fd
+    if worker.pool.places[place].fd < 0 or worker.pool.places[place].state != HELD_PROXYING:
+        client_readable(board, worker, place, now)
+        return
+    if not client_header(board, worker, place):
+        return
+    listening = &worker.listening[worker.pool.places[place].listener]
+    caller = worker.pool.places[place].caller
+    fd = pool_leave(&worker.pool, place)
+    net_add64(&listening.counters.count[<int>PROXIED], 1)
+    outcome = greet(board, worker, listening, fd, &caller)
+    outcome = settle(worker, listening, fd, &caller, outcome, &place, now)
+    if outcome != OUTCOME_WAITS:
+        count(listening.counters, outcome, <Words>listening.facts.blind)
+        disposal_add(worker, net_steady() - now, 1)
+        record(
+            board, worker, listening, fd, &caller, net_calendar(), outcome,
+            <Words>listening.facts.blind,
+        )
+    if place == NOBODY:
+        close(fd)
 
 
 cdef inline void expire(Board *board, Worker *worker, int64_t now) noexcept nogil:
@@ -277,7 +347,7 @@ cdef inline void farewell(Board *board, Worker *worker) noexcept nogil:
         while listening.fd >= 0 and taken < LAST_ACCEPTS and net_steady() < until:
             if turn_away(board, worker, listening, BATCH, until, &taken):
                 break
-    for index in range(worker.pool.capacity):
+    for index in range(worker.pool.fresh):
         if worker.pool.places[index].fd == NOBODY:
             continue
         if worker.pool.places[index].state != HELD_DRAINING:

@@ -30,7 +30,8 @@ COMMAND = Path(sys.executable).parent / "turnaway-fast"
 NAME = "mx.example.com"
 LOCATION = "Somecity, Earth"
 T = TypeVar("T")
-OVER = ("sent", "short", "failed", "reset", "gone")  # each connection ends in one of these
+# Each connection ends in one of these.
+OVER = ("sent", "short", "failed", "reset", "gone", "stranger", "headless", "misdiverted")
 SECONDS = 10.0  # patience with anything that should happen at once
 
 

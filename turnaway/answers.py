@@ -52,6 +52,12 @@ def told(listener: Listener, listed: List) -> Listener:
     )
 
 
+def groups(listener: Listener, lists: tuple[List, ...]) -> list[Listener | None]:
+    """The listener as it speaks to who is on no list, and to who is on each; None for
+    an allow list, to whose clients it says nothing."""
+    return [listener, *(None if one.allow else told(listener, one) for one in lists)]
+
+
 def render(listener: Listener, moment: float) -> dict[str, tuple[bytes, int]]:
     """{words: (octets, length of an HTTP head or 0)}: what the listener can say."""
     date = banner.date_text(moment)

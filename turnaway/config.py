@@ -26,7 +26,7 @@ T = TypeVar("T")
 DEFAULT = Path("/etc/turnaway/turnaway.toml")
 
 # Time limits of held sockets in seconds; the keys of [waits].
-WAITS = ("park", "drain", "probe", "request", "quit")
+WAITS = ("park", "drain", "probe", "request", "quit", "proxy")
 
 
 def files(path: Path) -> list[Path]:
@@ -46,6 +46,7 @@ def read(path: Path, mistakes: Mistakes, root: bool) -> Draft:
     _guard(path.with_name(path.name + ".d"), mistakes, root)
     for one in files(path):
         try:
+            draft.sources.append(str(one))
             octets = octets_of(one, CONFIGURATION, root)
             document = Document(str(one), octets, CONFIGURATION)
             _File(document, draft, one.parent, mistakes, root)
@@ -120,6 +121,7 @@ class _File:
             "chroot": self._text(table, "chroot", values.absolute),
             "log": self._text(table, "log", values.log),
             "metrics": self._text(table, "metrics", values.metrics),
+            "sandbox": self._text(table, "sandbox", values.sandbox),
             "interval": table.number("interval", 1, 86400),
             "max-held": table.number("max-held", 0, 1 << 17),
             "max-held-source": table.number("max-held-source", 1, 1 << 17),
@@ -154,6 +156,8 @@ class _File:
             "single-line": table.boolean("single-line"),
             "timewait": table.boolean("timewait"),
             "log-connections": self._text(table, "log-connections", values.detail),
+            "bind": self._text(table, "bind", values.bind),
+            "proxy-from": self._proxies(table),
         }
         code = table.number("code", 400, 599)
         if code is not None:
@@ -162,6 +166,16 @@ class _File:
             else:
                 table.wrong("code", f"expected 4yz or 5yz (RFC 5321 4.2), got {code}")
         return {key: value for key, value in found.items() if value is not None}
+
+    def _proxies(self, table: Table) -> tuple[str, ...] | None:
+        texts = table.list_of("proxy-from", str, "network", empty=True)
+        if texts is None:
+            return None
+        try:
+            return values.proxies(texts)
+        except ValueError as error:
+            table.wrong("proxy-from", str(error))
+            return None
 
     def _waits(self, table: Table) -> dict[str, float]:
         found = {}
@@ -184,6 +198,7 @@ class _File:
         if file is None:
             return None
         try:
+            self.draft.sources.append(str(self.folder / file))
             return personas.read(self.folder / file, name, self.root)
         except Failure as failure:
             for reason in failure.reasons:

@@ -1,9 +1,12 @@
 """`turnawayctl`: ask a running daemon, or tell it what to do.
 
 Owns: the command's arguments, and how replies look on a terminal and in a pipe.
-The protocol is control.py's.  Exit statuses are those of sysexits(3): 64 for a
-wrong command line, 69 when no daemon answers, 75 when too many ask at once, 76
-when something else answers, 77 when not permitted, 78 for a refused reload.
+The protocol is control.py's; `firewall` is that of firewall/command.py, and asks
+no daemon.  Exit statuses are those of sysexits(3): 64 for a wrong command line, 65
+for lists or rules that are wrong, 69 when no daemon answers, 71 when a program that
+was run failed, 73 when a file cannot be made, 75 when too many ask at once, 76 when
+something else answers, 77 when not permitted, 78 for a refused reload or a host that
+rules do not fit.
 """
 
 import argparse
@@ -160,6 +163,7 @@ def status(options: argparse.Namespace) -> int:
     workers = reply["workers"]
     user = " with ".join([reply["user"], *reply["capabilities"]])
     say(f"{reply['program']} {reply['version']}, pid {reply['pid']}, user {user}")
+    say(f"sandbox   {reply['sandbox']}")
     say(f"uptime    {span(reply['uptime'])}")
     states = [
         one["state"]

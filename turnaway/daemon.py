@@ -26,6 +26,7 @@ from turnaway.journal import Journal
 from turnaway.notify import Supervisor
 from turnaway.outlet import ERROR, INFO, NOTICE, WARNING
 from turnaway.poller import Poller
+from turnaway.sandbox import Sandbox
 from turnaway.settings import Detail, Exposition, Identity, Listener, Settings
 from turnaway.stats import Ledger
 
@@ -39,6 +40,7 @@ FIXED = (
     "chroot",
     "pidfile",
     "control",
+    "sandbox",
     "log",
     "syslog_socket",
     "json_path",
@@ -63,12 +65,13 @@ def _noted(number: int, frame: FrameType | None) -> None:
     """The signal's number is in the wakeup pipe already; see serve()."""
 
 
-def run(settings: Settings, reread: Reread | None = None) -> int:
+def run(settings: Settings, reread: Reread | None = None, sources: list[str] | None = None) -> int:
     """From checked settings to the end of the process; returns the exit status.
 
-    `reread` reads the settings again, for a reload, and raises Failure; None
-    when they came from the command line alone.  Raises Failure when the daemon
-    cannot start.  In the background the caller's own process never returns.
+    `reread` reads the settings again, for a reload, and raises Failure, `sources`
+    are the files that it reads; None when they came from the command line alone.
+    Raises Failure when the daemon cannot start.  In the background the caller's own
+    process never returns.
     """
     for listener in settings.listeners:
         answers.render(listener, time.time())
@@ -83,10 +86,11 @@ def run(settings: Settings, reread: Reread | None = None) -> int:
         inherited.unclaimed(settings.listeners)
         sockets = privileged.bind(settings.listeners, settings.workers, inherited)
         door = Door(settings.control) if settings.control else None
-        journal = Journal(settings)
         ledger = Ledger()
+        journal = Journal(settings, ledger)
         sight = metrics.opened(settings, ledger, journal.lost)
         time.tzset()  # reads the zone now; a chroot may have none
+        sandbox = Sandbox(settings, sources)
         lifeline = foreground() if settings.foreground else detach()
     except Failure:
         _remove(door, pidfile)
@@ -94,7 +98,7 @@ def run(settings: Settings, reread: Reread | None = None) -> int:
     try:
         try:
             daemon = _start(
-                settings, pidfile, door, sockets, journal, ledger, sight, lifeline, reread
+                settings, pidfile, door, sockets, journal, ledger, sight, lifeline, reread, sandbox
             )
             daemon.handed_in = inherited.names
         except (OSError, RuntimeError) as error:  # such as out of descriptors, of threads
@@ -127,6 +131,7 @@ def _start(
     sight: metrics.Metrics | None,
     lifeline: Lifeline,
     reread: Reread | None,
+    sandbox: Sandbox,
 ) -> "_Daemon":
     user = str(os.geteuid())
     supervisor = Supervisor()
@@ -156,7 +161,10 @@ def _start(
             "keep-bind: there is no CAP_NET_BIND_SERVICE to keep; start as root, or give the"
             " process that capability"
         )
-    daemon = _Daemon(settings, pidfile, door, journal, ledger, sight, supervisor, user, reread)
+    sandbox.close()  # for every thread that is started from now on, too
+    daemon = _Daemon(
+        settings, pidfile, door, journal, ledger, sight, supervisor, user, reread, sandbox
+    )
     signal.set_wakeup_fd(daemon.ring, warn_on_full_buffer=False)
     for number in SIGNALS:
         signal.signal(number, _noted)
@@ -165,7 +173,7 @@ def _start(
         sight.begin(daemon.poller)
     # After the loops, so that they never see a signal; whatever mask the caller left.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    journal.started(" with ".join([user, *left]), LOOP)
+    journal.started(" with ".join([user, *left]), LOOP, sandbox.in_force)
     for text in told:
         journal.say(WARNING, text)
     if allowed < descriptors:
@@ -193,6 +201,7 @@ class _Daemon:
         supervisor: Supervisor,
         user: str,
         reread: Reread | None,
+        sandbox: Sandbox,
     ) -> None:
         self.settings = settings
         self.pidfile = pidfile
@@ -202,6 +211,7 @@ class _Daemon:
         self.sight = sight
         self.supervisor = supervisor
         self.user = user
+        self.sandbox = sandbox
         self.reread = reread
         self.began = time.monotonic()
         self.handed_in: dict[str, str] = {}  # place -> name a supervisor gave its socket
@@ -465,5 +475,8 @@ def _publish(settings: Settings, engine: Engine) -> None:
     """Every listener's answers for this second."""
     moment = time.time()
     for index, listener in enumerate(settings.listeners):
-        for words, (octets, head) in answers.render(listener, moment).items():
-            engine.board.publish(index, words, octets, head)
+        for group, speaks in enumerate(answers.groups(listener, settings.lists)):
+            if speaks is None:
+                continue
+            for words, (octets, head) in answers.render(speaks, moment).items():
+                engine.board.publish(index, words, octets, head, group)

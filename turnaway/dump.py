@@ -22,6 +22,7 @@ def dump(settings: Settings) -> str:
         f"records = {settings.limits.records}",
         f"pidfile = {_quoted(settings.pidfile or 'none')}",
         f"control = {_quoted(settings.control or 'none')}",
+        f"sandbox = {_quoted(settings.sandbox)}",
         f"keep-bind = {_truth(settings.keep_bind)}",
     ]
     if settings.metrics:
@@ -47,6 +48,8 @@ def dump(settings: Settings) -> str:
             f"close = {_quoted(one.close)}",
             f"single-line = {_truth(one.single_line)}",
             f"timewait = {_truth(one.timewait)}",
+            f"bind = {_quoted(one.bind)}",
+            f"proxy-from = [{', '.join(map(_quoted, one.proxy_from))}]",
         ]
         if one.contact:
             lines.append(f"contact = {_quoted(one.contact)}")
@@ -55,7 +58,7 @@ def dump(settings: Settings) -> str:
         waits = one.waits
         lines.append(
             f"waits = {{ park = {waits.park}, drain = {waits.drain}, probe = {waits.probe},"
-            f" request = {waits.request}, quit = {waits.quit} }}"
+            f" request = {waits.request}, quit = {waits.quit}, proxy = {waits.proxy} }}"
         )
     for listed in settings.lists:
         lines += ["", *_list(listed)]

@@ -42,12 +42,25 @@ def _sixteen(address: str) -> bytes:
     return bytes(10) + b"\xff\xff" + socket.inet_pton(socket.AF_INET, address)
 
 
+def _network(text: str) -> tuple[bytes, int]:
+    """ADDRESS/BITS as 16 octets and how many of their bits."""
+    address, _, bits = text.partition("/")
+    return _sixteen(address), int(bits) + (0 if ":" in address else 96)
+
+
 def _micros(listener: Listener) -> list[int]:
     """A listener's time limits in microseconds, in the order of the board's QUEUES."""
     waits = listener.waits
     return [
         int(seconds * 1_000_000)
-        for seconds in (waits.park, waits.drain, waits.probe, waits.request, waits.quit)
+        for seconds in (
+            waits.park,
+            waits.drain,
+            waits.probe,
+            waits.request,
+            waits.quit,
+            waits.proxy,
+        )
     ]
 
 
@@ -78,14 +91,24 @@ class Engine:
             -(-limits.share // workers),
             int.from_bytes(os.urandom(8)),
             waits,
+            len(settings.lists),
         )
+        if settings.lookup is not None:
+            self.board.consult(settings.lookup.block(), [one.allow for one in settings.lists])
         self.sockets = sockets
         self._wakes: list[tuple[int, ...]] = []
         self._threads: list[threading.Thread] = []
         self.board.attach_bell(ring)
         self.board.record(settings.log != "none")
         for index, listener in enumerate(settings.listeners):
-            self.board.describe(index, _sixteen(listener.address), listener.port, listener.wildcard)
+            self.board.describe(
+                index,
+                _sixteen(listener.address),
+                listener.port,
+                listener.wildcard,
+                listener.bind == "transparent",
+                [_network(one) for one in listener.proxy_from],
+            )
             how = answers.behaviour(listener)
             fifos = [waits.index(micros) for micros in _micros(listener)]
             self.board.behave(

@@ -1,13 +1,12 @@
 """What the daemon writes down: messages of its own, and lines for connections.
 
-Owns: the words of every message, what was lost of them, and the totals over all
-boards there ever were.  Promises: nothing here waits longer than a tenth of a
+Owns: the words of every message, and what was lost of them.  Promises: nothing here waits longer than a tenth of a
 second for a log that takes nothing, nor than 0.4 s a tick for one that is slow, and
 a tenth a second for messages; a log that is absent costs lines and nothing else; what is lost is counted and
 told as soon as the log takes lines again; no octet that a client sent appears.
 
 Messages begin with a fixed word: `started`, `stopped`, `reload`, `interval`,
-`turned away`, `accept`, `stress`, `log`, `counters`, `control`.
+`turned away`, `misdiverted`, `accept`, `stress`, `log`, `counters`, `control`.
 """
 
 import time
@@ -17,7 +16,7 @@ from dataclasses import replace
 from turnaway import __version__, stats
 from turnaway._board import Board
 from turnaway.outlet import ERROR, INFO, NOTICE, WARNING, Json, outlet
-from turnaway.settings import Detail, Listener, Settings
+from turnaway.settings import Detail, Settings
 from turnaway.watch import Watch
 
 BUSIEST = 5  # sources named in an interval line
@@ -28,7 +27,8 @@ PATIENCE = 0.1  # seconds in which messages may wait for a full log, each second
 class Journal:
     """Opened before the detach and the chroot; reads the rings once it follows a board."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, ledger: stats.Ledger) -> None:
+        self._ledger = ledger
         self._log = outlet(settings)
         self._second = 0  # of the patience
         self._patience = PATIENCE  # seconds of it left
@@ -37,11 +37,8 @@ class Journal:
         self._seen = 0  # connections since the last interval line
         self._lined = 0  # of them, with a line of their own
         self._watches: list[Watch] = []
-        self._gone = stats.Totals()  # what boards that are gone had counted
-        self._gone_dropped = 0
         self._since = stats.Totals()
         self._since_dropped = 0
-        self._gone_of: dict[stats.Key, stats.Totals] = {}  # the same, by listener
         self._began = self._mark = time.monotonic()
         self._heard = False  # somebody wants records, whatever the log wants
         self._wanted = 0  # records to keep as text, from one `overhear` to the next
@@ -60,10 +57,6 @@ class Journal:
         """The board's loops have ended: read it for the last time."""
         for watch in [one for one in self._watches if one.board is board]:
             self._pull(watch, time.time())
-            self._gone = self._gone.plus(watch.totals())
-            self._gone_dropped += board.dropped()
-            for key, totals in watch.of_listeners():
-                self._gone_of[key] = totals.plus(self._gone_of.get(key, stats.Totals()))
             self._watches.remove(watch)
 
     def reopen(self) -> None:
@@ -124,7 +117,7 @@ class Journal:
         self._text += text
         self._unheard += seen - len(text)
         if isinstance(self._log, Json):
-            sent, fewer = self._log.deliver(now, PATIENCE)
+            sent, fewer = self._log.deliver(PATIENCE)
             lost += fewer
         self._seen += seen
         self._lined += sent + lost
@@ -134,21 +127,6 @@ class Journal:
                 self._log.hang_up()
         elif sent:
             self._told()
-
-    def totals(self) -> stats.Totals:
-        """Since the start, over all boards."""
-        totals = self._gone
-        for watch in self._watches:
-            totals = totals.plus(watch.totals())
-        return totals
-
-    def of_listeners(self) -> list[tuple[Listener, stats.Totals]]:
-        """The same, for each listener that is now."""
-        sums = dict(self._gone_of)
-        for watch in self._watches:
-            for key, totals in watch.of_listeners():
-                sums[key] = totals.plus(sums.get(key, stats.Totals()))
-        return [(one, sums[stats.key(one)]) for one in self._settings.listeners]
 
     def overhear(self, heard: bool, wanted: int) -> tuple[list[str], int]:
         """The records since the last call as text, and how many there were besides.
@@ -172,11 +150,7 @@ class Journal:
         """Lines that the log did not take, since the start."""
         return self._lost_ever
 
-    def dropped(self) -> int:
-        """Records that found no room in a ring, since the start."""
-        return self._gone_dropped + sum(watch.board.dropped() for watch in self._watches)
-
-    def started(self, user: str, loop: str) -> None:
+    def started(self, user: str, loop: str, sandbox: str) -> None:
         settings = self._settings
         listeners = ", ".join(
             f"{one.place} {one.name} {one.persona.name} {one.code}" for one in settings.listeners
@@ -184,15 +158,17 @@ class Journal:
         self.say(
             NOTICE,
             f"started: version {__version__}, listeners [{listeners}],"
-            f" workers {settings.workers} ({loop}), user {user}",
+            f" workers {settings.workers} ({loop}), user {user},"
+            f" sandbox {sandbox}",
         )
 
     def interval(self) -> None:
         now = time.monotonic()
         seconds = max(now - self._mark, 0.001)
-        totals = self.totals()
+        sums = self._ledger.sums()
+        totals = sums.total()
         fresh = totals.since(self._since)
-        dropped = self.dropped() - self._since_dropped
+        dropped = sums.dropped - self._since_dropped
         words = [
             f"interval: {seconds:.0f} s, connections={fresh['accepted']}",
             f"rate={fresh['accepted'] / seconds:.1f}/s",
@@ -231,13 +207,15 @@ class Journal:
 
     def counters(self) -> None:
         """Every listener's counters since the start, one line each; no reload makes them fall."""
-        for listener, totals in self.of_listeners():
+        sums = self._ledger.sums()
+        for listener in self._settings.listeners:
+            totals = sums.of(listener)
             self.say(
                 INFO, f"counters: {listener.place} {listener.name} {totals.words() or 'all 0'}"
             )
 
     def stopped(self, reason: str, clean: bool) -> None:
-        totals = self.totals()
+        totals = self._ledger.sums().total()
         seconds = time.monotonic() - self._began
         self._patience = PATIENCE  # afresh: connection lines may just have filled the log
         self.say(

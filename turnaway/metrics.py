@@ -137,6 +137,16 @@ class Collector:
         yield accepted
         yield connections
 
+        if sums.listed:
+            listed = Counter(
+                "turnaway_listed_connections",
+                "Connections whose client was on a list.",
+                labels=("list",),
+            )
+            for name, count in sums.listed.items():
+                listed.add_metric((name,), count)
+            yield listed
+
         said = Counter(
             "turnaway_answers",
             "Answers handed to the kernel whole, by protocol.",

@@ -19,6 +19,7 @@ from turnaway.exits import CONFIGURATION, UNAVAILABLE, USAGE, Failure
 from turnaway.journal import Journal
 from turnaway.outlet import NOTICE
 from turnaway.privileged import named_capabilities
+from turnaway.sandbox import Sandbox
 from turnaway.settings import Detail, Listener, Settings
 
 MAPPED = bytes(10) + b"\xff\xff"  # before an IPv4 address, RFC 4291 2.5.5.2
@@ -32,7 +33,9 @@ class Subject(Protocol):
 
     settings: Settings
     journal: Journal
+    ledger: stats.Ledger
     user: str
+    sandbox: Sandbox
     began: float  # steady clock
     handed_in: dict[str, str]  # place -> name of the socket that a supervisor handed in
     reloaded: Reply | None  # the last reload: when, whether, and what was told
@@ -59,6 +62,7 @@ def status(daemon: Subject, request: Reply) -> Reply:
         "version": __version__,
         "user": daemon.user,
         "capabilities": named_capabilities(),
+        "sandbox": daemon.sandbox.in_force,
         "uptime": round(time.monotonic() - daemon.began, 1),
         "workers": [
             {"state": state[0], "resting": state[3], "held": state[4], "stress": state[5]}
@@ -75,26 +79,29 @@ def status(daemon: Subject, request: Reply) -> Reply:
         "log": settings.log,
         "log_connections": _detail(daemon),
         "lines_lost": daemon.journal.lost(),
-        "records_dropped": daemon.journal.dropped(),
+        "records_dropped": daemon.ledger.sums().dropped,
         "reload": daemon.reloaded,
     }
 
 
 def counters(daemon: Subject, request: Reply) -> Reply:
+    sums = daemon.ledger.sums()
     return {
         "uptime": round(time.monotonic() - daemon.began, 1),
         "listeners": [
-            {**_named(one), "counters": totals.plus(stats.Totals())}
-            for one, totals in daemon.journal.of_listeners()
+            {**_named(one), "counters": sums.of(one).plus(stats.Totals())}
+            for one in daemon.settings.listeners
         ],
-        "total": daemon.journal.totals().plus(stats.Totals()),
+        "lists": sums.listed,
+        "total": sums.total().plus(stats.Totals()),
         "lines_lost": daemon.journal.lost(),
-        "records_dropped": daemon.journal.dropped(),
+        "records_dropped": sums.dropped,
     }
 
 
 def top(daemon: Subject, request: Reply) -> Reply:
     board = daemon.boards[-1]
+    sums = daemon.ledger.sums()
     sources, seconds = daemon.journal.sources()
     networks: Counter[str] = Counter()
     for source, count in sources.items():
@@ -102,10 +109,10 @@ def top(daemon: Subject, request: Reply) -> Reply:
     return {
         "clock": time.monotonic(),
         "listeners": [
-            {**_named(one), **_brief(totals), "paused": board.paused(index)}
-            for index, (one, totals) in enumerate(daemon.journal.of_listeners())
+            {**_named(one), **_brief(sums.of(one)), "paused": board.paused(index)}
+            for index, one in enumerate(daemon.settings.listeners)
         ],
-        "total": _brief(daemon.journal.totals()),
+        "total": _brief(sums.total()),
         **_held(daemon),
         "seconds": round(seconds, 1),
         "sources": sources.most_common(MOST),

@@ -23,7 +23,6 @@ there is none, to make one in its directory (logrotate: `create 0640 turnaway
 adm`).  Where that fails, the old file is kept and the log says so.
 """
 
-import functools
 import json
 import os
 import re
@@ -41,9 +40,6 @@ ERROR, WARNING, NOTICE, INFO = 3, 4, 5, 6
 
 SEVERITIES = ("emerg", "alert", "crit", "err", "warning", "notice", "info", "debug")
 
-# A line of JSON is made of a line of text; so many a second, the rest is lost and
-# counted.  It takes a few microseconds each, in the thread that also does the tick.
-JSON_LINES_A_SECOND = 10_000
 # write(2) of so much into a pipe that poll(2) called writable does not block.
 PIECE = 4096  # POSIX PIPE_BUF on Linux
 
@@ -190,58 +186,19 @@ class Stderr:
             return False
 
 
-_CONNECTION = re.compile(
-    rb"turned away from=\[([^\]]*)\]:(\d+) to=\[([^\]]*)\]:(\d+)( as=.*) outcome=(\w+)\n"
-)
-_TAIL = re.compile(r" as=(\S+) persona=(.*?)(?: proto=(\S+))? code=(\S+)")
-
-
-@functools.lru_cache(512)
-def _of_tail(tail: bytes) -> bytes:
-    """The end of a connection line as JSON; there are only as many as a Watch made."""
-    found = _TAIL.fullmatch(tail.decode("utf-8", "replace"))
-    name, persona, protocol, code = found.groups() if found else ("", "", "", "")
-    fields = {
-        "as": name,
-        "persona": persona,
-        "proto": protocol or "smtp",
-        "code": int(code) if code.isdecimal() else None,
-    }
-    return json.dumps(fields, separators=(",", ":"))[1:-1].encode("ascii")
-
-
 def _stamp(moment: float) -> str:
     """ISO 8601 in UTC with milliseconds."""
     millis = int(moment * 1000)
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(millis // 1000))}.{millis % 1000:03}Z"
 
 
-def connections(text: bytes, moment: float, prefix: bytes = b"") -> bytes:
-    """Connection lines of text as lines of JSON."""
-    start = prefix + f'{{"ts":"{_stamp(moment)}","event":"turned away","from":"'.encode()
-
-    def line(found: re.Match[bytes]) -> bytes:
-        source, port, called, to, tail, outcome = found.groups()
-        return b'%b%b","from_port":%b,"to":"%b","to_port":%b,%b,"outcome":"%b"}\n' % (
-            start,
-            source,
-            port,
-            called,
-            to,
-            _of_tail(tail),
-            outcome,
-        )
-
-    return _CONNECTION.sub(line, text)
-
-
 class Json:
     """One JSON object a line, on standard error or in a file.
 
-    The Reader writes its lines of text into memory; deliver() makes JSON of them.
+    The Reader writes its lines into memory; deliver() writes them where they belong.
     """
 
-    kind = "stream"
+    kind = "json"
 
     def __init__(self, program: str, path: str, identity: Identity | None) -> None:
         self._tag = program
@@ -250,8 +207,6 @@ class Json:
         self._folder = -1
         self._journald = path == "-" and under_journald()
         self._torn = False  # the last line is not whole
-        self._second = 0
-        self._left = 0  # lines of this second
         self._memory = _nowhere()
         if path != "-":
             try:
@@ -304,9 +259,7 @@ class Json:
         return self._memory
 
     def header(self, severity: int, moment: float) -> bytes:
-        return b""
-
-    def _prefix(self, severity: int) -> bytes:
+        """What stands before the object: under journald the priority, else nothing."""
         return b"<%d>" % severity if self._journald else b""
 
     def say(self, severity: int, moment: float, text: str, patience: float) -> bool:
@@ -319,26 +272,24 @@ class Json:
             "pid": os.getpid(),
             "message": text,
         }
-        line = self._prefix(severity) + json.dumps(fields, separators=(",", ":")).encode("ascii")
+        line = self.header(severity, moment) + json.dumps(fields, separators=(",", ":")).encode(
+            "ascii"
+        )
         return self._put(line + b"\n", patience) == 1
 
-    def deliver(self, moment: float, patience: float) -> tuple[int, int]:
-        """The lines that the Reader wrote since, as JSON: (written, lost)."""
+    def deliver(self, patience: float) -> tuple[int, int]:
+        """The lines that the Reader wrote since: (written, lost)."""
         size = os.lseek(self._memory, 0, os.SEEK_CUR)
         if size == 0:
             return 0, 0
         text = os.pread(self._memory, size, 0)
         os.ftruncate(self._memory, 0)
         os.lseek(self._memory, 0, os.SEEK_SET)
-        if int(moment) != self._second:
-            self._second = int(moment)
-            self._left = JSON_LINES_A_SECOND
         # Where memory ran out the last line is not whole, and the Reader has counted it.
-        lines = text[: text.rfind(b"\n") + 1].splitlines(keepends=True)
-        allowed, rest = lines[: self._left], lines[self._left :]
-        self._left -= len(allowed)
-        written = self._put(connections(b"".join(allowed), moment, self._prefix(INFO)), patience)
-        return written, len(allowed) - written + len(rest)
+        whole = text[: text.rfind(b"\n") + 1]
+        lines = whole.count(b"\n")
+        written = self._put(whole, patience)
+        return written, lines - written
 
     def _put(self, lines: bytes, patience: float) -> int:
         """Write whole lines; how many the file or pipe took."""

@@ -6,6 +6,7 @@ error with a Failure; after `drop` root cannot be regained, and after `shed` no
 capability is left but the one that was asked for.
 """
 
+import encodings.idna  # noqa: F401  # for getaddrinfo(3), whose first call may be a reload's
 import errno
 import fcntl
 import os
@@ -14,6 +15,7 @@ import resource
 import socket
 import stat
 import struct
+import sys
 import time
 
 from turnaway import _board
@@ -162,8 +164,10 @@ class Pidfile:
                     if time.monotonic() > patience:
                         break
                     time.sleep(0.002)
-            except ChildProcessError:
-                pass  # whoever started us ignores SIGCHLD: the kernel has waited for it
+            except OSError:
+                # Whoever started us ignores SIGCHLD, and the kernel has waited for it; or
+                # Capsicum lets us wait for nobody.
+                pass
             return
         try:
             # Only ours: somebody may have removed it, and a successor made another.
@@ -315,6 +319,7 @@ def _bound(listener: Listener, alone: bool = False) -> socket.socket:
         if listener.ipv6:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         _prepare(made, listener)
+        _foreign(made, listener)
         host = socket.getaddrinfo(
             listener.address,
             listener.port,
@@ -326,6 +331,34 @@ def _bound(listener: Listener, alone: bool = False) -> socket.socket:
     except OSError as error:
         raise _unavailable(listener, error) from None
     return made
+
+
+def _foreign(one: socket.socket, listener: Listener) -> None:
+    """Allow an address that this host does not have; root's capability, used here.
+
+    IP_TRANSPARENT takes CAP_NET_ADMIN or CAP_NET_RAW, IP_FREEBIND nothing: ip(7).
+    """
+    if listener.bind == "plain":
+        return
+    names = {
+        ("freebind", False): (socket.IPPROTO_IP, 15),
+        ("freebind", True): (socket.IPPROTO_IPV6, 78),
+        ("transparent", False): (socket.IPPROTO_IP, 19),
+        ("transparent", True): (socket.IPPROTO_IPV6, 75),
+    }
+    if sys.platform != "linux":
+        raise Failure(
+            UNAVAILABLE, f"{listener.place}: bind {listener.bind} is Linux's; expected plain"
+        )
+    level, name = names[listener.bind, listener.ipv6]
+    try:
+        one.setsockopt(level, name, 1)
+    except PermissionError:
+        raise Failure(
+            NO_PERMISSION,
+            f"{listener.place}: bind {listener.bind} is not permitted; start as root, or give"
+            " the process CAP_NET_ADMIN",
+        ) from None
 
 
 def _unavailable(listener: Listener, error: OSError) -> Failure:

@@ -11,9 +11,14 @@ from typing import Literal, Protocol
 LogTarget = Literal["syslog", "stderr", "json", "none"]
 Detail = Literal["none", "capped", "sample", "all"]
 
+Sandboxing = Literal["off", "on", "require"]
+
 Close = Literal["now", "drain", "quit", "reset"]
 
 DEFAULT_PORT = 25
+SANDBOXES: tuple[Sandboxing, ...] = ("off", "on", "require")
+Bind = Literal["plain", "freebind", "transparent"]
+BINDS: tuple[Bind, ...] = ("plain", "freebind", "transparent")
 CLOSES: tuple[Close, ...] = ("now", "drain", "quit", "reset")
 # `text` is whatever refusal the persona has for the listener's port.
 PROTOCOLS = ("smtp", "http", "tls", "socks", "auto", "text")
@@ -73,6 +78,7 @@ class Waits:
     probe: float = 0.3  # `auto` waits for the first octets
     request: float = 10.0  # a client must say what it wants
     quit: float = 20.0  # the dialogue of `quit`
+    proxy: float = 5.0  # a PROXY header
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +98,10 @@ class Listener:
     contact: str = ""
     detail: tuple[Detail, int] | None = None  # its own --log-connections
     waits: Waits = field(default_factory=lambda: Waits())
+    # To an address that this host does not have: ip(7) IP_FREEBIND, IP_TRANSPARENT.
+    bind: Bind = "plain"
+    # Networks (ADDRESS/BITS) that send a PROXY header first; then only they are answered.
+    proxy_from: tuple[str, ...] = ()
     listed: str = ""  # the list it speaks to the clients of; see answers.told()
     # Key -> file:line: key, for messages; what no file gave is not there.
     wheres: Mapping[str, str] = field(default_factory=dict, compare=False)
@@ -192,6 +202,7 @@ class Settings:
     chroot: str | None = None
     pidfile: str | None = None
     control: str | None = None  # the control socket
+    sandbox: Sandboxing = "on"
     log: LogTarget = "syslog"
     syslog_socket: str = SYSLOG_SOCKET
     json_path: str = "-"  # of the log target json; "-": standard error

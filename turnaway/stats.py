@@ -19,16 +19,18 @@ RESTING = COUNTERS[COUNTERS.index("EMFILE") :]
 ERRORS = COUNTERS[COUNTERS.index("rests") + 1 :]
 # Each connection that is over moved exactly one of these; one that is accepted
 # and still held without an answer has not moved any yet.
-OUTCOMES = ("sent", "short", "failed", "reset", "gone")
+OUTCOMES = (
+    "sent",
+    "short",
+    "failed",
+    "reset",
+    "gone",
+    "stranger",
+    "headless",
+    "misdiverted",
+)
 # Why somebody was not held who should have been, and the counter.
 REFUSALS = {"stress": "held_stressed", "full": "held_full", "source": "held_share"}
-
-# What a listener is counted under, from one reload to the next.
-Key = tuple[str, str, str]
-
-
-def key(listener: Listener) -> Key:
-    return listener.place, listener.name, listener.persona.name
 
 
 class Totals(dict[str, int]):
@@ -53,15 +55,11 @@ def of_listener(board: Board, listener: int) -> Totals:
     return Totals(zip(COUNTERS, map(sum, zip(*rows, strict=True)), strict=True))
 
 
-def of_all(board: Board) -> Totals:
-    rows = [of_listener(board, listener) for listener in range(board.listeners)]
-    return Totals({name: sum(row[name] for row in rows) for name in COUNTERS})
-
-
 class Row(NamedTuple):
-    """Which counters are added up over reloads: those of one place and persona."""
+    """Which counters are added up over reloads: those of one place, name and persona."""
 
     place: str
+    name: str
     persona: str
     protocol: str  # of the banner: smtp, or that of a text
 
@@ -81,12 +79,31 @@ class Sums:
     turns: list[int] = field(default_factory=list)  # by worker
     stresses: int = 0
     dropped: int = 0  # records
+    listed: dict[str, int] = field(default_factory=dict)  # connections by list
+
+    def total(self) -> Totals:
+        """Over all listeners there ever were."""
+        total = Totals()
+        for totals in self.rows.values():
+            total = total.plus(totals)
+        return total
+
+    def of(self, listener: Listener) -> Totals:
+        """Of one listener, as long as its place, name and persona stayed the same."""
+        total = Totals()
+        for row, totals in self.rows.items():
+            if row[:3] == (listener.place, listener.name, listener.persona.name):
+                total = total.plus(totals)
+        return total
 
     def plus(self, settings: Settings, board: Board) -> "Sums":
         rows = dict(self.rows)
         for index, one in enumerate(settings.listeners):
-            row = Row(one.place, one.persona.name, answers.codes(one)["banner"][0])
+            row = Row(one.place, one.name, one.persona.name, answers.codes(one)["banner"][0])
             rows[row] = of_listener(board, index).plus(rows.get(row, Totals()))
+        listed = dict(self.listed)
+        for one_list, count in zip(settings.lists, board.listed(), strict=True):
+            listed[one_list.name] = listed.get(one_list.name, 0) + count
         counts, micros = board.disposal()
         states = board.states()
         return Sums(
@@ -96,6 +113,7 @@ class Sums:
             _sum(self.turns, [state[2] for state in states]),
             self.stresses + sum(state[6] for state in states),
             self.dropped + board.dropped(),
+            listed,
         )
 
 

@@ -148,13 +148,13 @@ class Table:
         return value
 
     def list_of(
-        self, key: str, kind: type, expected: str, required: bool = False
+        self, key: str, kind: type, expected: str, required: bool = False, empty: bool = False
     ) -> list[Any] | None:
         """The elements of an array; None when it is missing or any is wrong."""
         value: list[Any] | None = self.take(key, (list,), f"a list of {expected}s", required)
         if value is None:
             return None
-        if not value:
+        if not value and not empty:
             self.wrong(key, f"expected at least one {expected}")
             return None
         good = True

@@ -11,15 +11,20 @@ from collections.abc import Collection
 from typing import cast
 
 from turnaway import banner
+from turnaway._board import PROXIES
 from turnaway.settings import (
+    BINDS,
     CLOSES,
     DEFAULT_PORT,
     PROTOCOLS,
+    SANDBOXES,
     SYSLOG_SOCKET,
+    Bind,
     Close,
     Detail,
     Exposition,
     LogTarget,
+    Sandboxing,
 )
 
 MOST_WORKERS = 64
@@ -72,6 +77,33 @@ def place(text: str) -> tuple[str, int]:
     return str(address), int(port)
 
 
+def network(text: str) -> str:
+    """ADDRESS or ADDRESS/BITS -> the network, with its bits."""
+    try:
+        found = ipaddress.ip_network(text)
+    except ValueError:
+        try:
+            hint = f"; expected {ipaddress.ip_network(text, strict=False)}?"
+        except ValueError:
+            hint = "; expected such as 192.0.2.7 or 2001:db8::/64"
+        raise ValueError(f"{text!r} is not a network{hint}") from None
+    if isinstance(found, ipaddress.IPv6Network) and found.network_address.ipv4_mapped:
+        raise ValueError(f"{text!r} is IPv4 in IPv6; expected {found.network_address.ipv4_mapped}")
+    return str(found)
+
+
+def networks(text: str) -> tuple[str, ...]:
+    """Several, between commas."""
+    return proxies([one.strip() for one in text.split(",")])
+
+
+def proxies(texts: list[str]) -> tuple[str, ...]:
+    """Networks of proxies; a listener knows PROXIES at the most."""
+    if len(texts) > PROXIES:
+        raise ValueError(f"expected at most {PROXIES} networks, got {len(texts)}")
+    return tuple(network(one) for one in texts)
+
+
 def host_name(text: str) -> str:
     if not _NAME.fullmatch(text) or len(text) > 255:
         raise ValueError(f"expected a host name, such as mx.example.com, got {text!r}")
@@ -119,6 +151,20 @@ def close(text: str) -> Close:
         if text == known:
             return known
     raise _one_of(text, CLOSES)
+
+
+def sandbox(text: str) -> Sandboxing:
+    for known in SANDBOXES:
+        if text == known:
+            return known
+    raise _one_of(text, SANDBOXES)
+
+
+def bind(text: str) -> Bind:
+    for known in BINDS:
+        if text == known:
+            return known
+    raise _one_of(text, BINDS)
 
 
 def protocol(text: str) -> str:

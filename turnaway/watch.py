@@ -5,6 +5,7 @@ said at the last look, so that a change is told once.  A reload makes a second
 one while the first still ends.
 """
 
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -14,22 +15,28 @@ from turnaway import answers, stats
 from turnaway._board import WORDS, Board
 from turnaway._journal import Reader
 from turnaway.outlet import ERROR, NOTICE, WARNING
-from turnaway.settings import Detail, Listener, Settings
+from turnaway.settings import Detail, List, Listener, Settings
 
 _UNLIMITED = 1 << 62
 
 
-def _tails(listener: Listener) -> list[bytes]:
-    """The end of a connection line, for each of the words of the board."""
-    codes = answers.codes(listener)
-    tails = []
-    for words in WORDS:
-        protocol, code = codes[words]
-        proto = "" if protocol == "smtp" else f" proto={protocol}"
-        tails.append(
-            f" as={listener.name} persona={listener.persona.name}{proto} code={code}".encode()
-        )
-    return tails
+def _tails(listener: Listener, lists: tuple[List, ...]) -> Iterator[tuple[bytes, bytes]]:
+    """The end of a connection line, and the same as members of a JSON object: for who
+    is on no list and for each list, for each of the words of the board."""
+    for one, speaks in zip((None, *lists), answers.groups(listener, lists), strict=True):
+        codes = answers.codes(speaks or listener)
+        for words in WORDS:
+            protocol, code = codes[words]
+            persona = speaks.persona.name if speaks else "-"
+            code = code if speaks else "-"
+            members: dict[str, str | int | None] = {"as": listener.name, "persona": persona}
+            text = f" as={listener.name} persona={persona}"
+            if one is not None:
+                members["list"] = one.name
+                text += f" list={one.name}"
+            members |= {"proto": protocol, "code": int(code) if code.isdecimal() else None}
+            text += f"{'' if protocol == 'smtp' else f' proto={protocol}'} code={code}"
+            yield text.encode(), json.dumps(members, separators=(",", ":"))[1:-1].encode("ascii")
 
 
 def _cap(detail: tuple[str, int] | tuple[str, int, bool]) -> int:
@@ -41,9 +48,11 @@ class Watch:
     def __init__(self, settings: Settings, board: Board) -> None:
         self.settings = settings
         self.board = board
+        tails = [tail for one in settings.listeners for tail in _tails(one, settings.lists)]
         self.reader = Reader(
             board,
-            [tail for one in settings.listeners for tail in _tails(one)],
+            [text for text, _ in tails],
+            [members for _, members in tails],
             int.from_bytes(os.urandom(8)),
         )
         self._second = 0
@@ -69,13 +78,6 @@ class Watch:
         )
         return seen, sent, lost, error, text
 
-    def totals(self) -> stats.Totals:
-        return stats.of_all(self.board)
-
-    def of_listeners(self) -> Iterator[tuple[stats.Key, stats.Totals]]:
-        for index, listener in enumerate(self.settings.listeners):
-            yield stats.key(listener), stats.of_listener(self.board, index)
-
     def log_connections(self, detail: Detail, number: int) -> None:
         """Another --log-connections, over all listeners that have none of their own."""
         for index in range(self.board.listeners):
@@ -86,8 +88,20 @@ class Watch:
 
     def changes(self) -> Iterator[tuple[int, str]]:
         """(severity, message) for whatever began or ended since the last look."""
+        yield from self._misdiverted()
         yield from self._stumbles()
         yield from self._stress()
+
+    def _misdiverted(self) -> Iterator[tuple[int, str]]:
+        """Loudly: somebody who is wanted is being turned away."""
+        if (found := self.reader.misdiverted()) is not None:
+            count, source, listed = found
+            yield (
+                WARNING,
+                f"misdiverted: {count} connections from allow list"
+                f" {self.settings.lists[listed - 1].name}, the last from [{source}]; wanted senders"
+                " are diverted here, look at the firewall's rules",
+            )
 
     def _stumbles(self) -> Iterator[tuple[int, str]]:
         """One line when a listener begins to fail at accept, one when it is well again."""

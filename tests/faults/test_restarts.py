@@ -58,7 +58,7 @@ def test_killed_while_the_supervisor_holds_the_socket(
     assert lost <= kills * 8
     told(
         "kill -9, the supervisor holds the socket", result, logged=[],
-        lost=f"{lost} of {result.started}: they were being answered; none was refused",
+        lost=f"{lost} of {result.started}, who were being answered; none was refused",
     )  # fmt: skip
 
 

@@ -29,8 +29,8 @@ from listeners cimport (
 )
 from pool cimport (
     HELD_DRAINING, HELD_PROBING, HELD_QUITTING, HELD_READING, NOBODY,
-    QUEUE_DRAIN, QUEUE_PARK, QUEUE_PROBE, QUEUE_QUIT, QUEUE_REQUEST, Client,
-    Held, pool_init,
+    QUEUE_DRAIN, QUEUE_PARK, QUEUE_PROBE, QUEUE_QUIT, QUEUE_REQUEST, Caller,
+    Client, Held, pool_init,
 )
 from ring cimport Record, ring_peek, ring_release, ring_waiting
 from slot cimport (
@@ -167,24 +167,26 @@ cdef void talk(
 ) noexcept nogil:
     """One client from hold to close; `count` lengths of pieces, then the rest."""
     cdef int pair[2]
-    cdef unsigned char peer[16]
+    cdef Caller caller
     cdef size_t index, piece
     cdef ssize_t heard
     cdef int32_t place
     cdef int64_t now = 1000
     cdef Held state = listen(kind)
     memset(told, 0, sizeof(Told) - HEARD_OCTETS)
-    memset(peer, 0, 16)
-    peer[10] = peer[11] = 0xFF
-    peer[15] = 1
+    memset(&caller, 0, sizeof(caller))
+    caller.peer[10] = caller.peer[11] = 0xFF
+    caller.peer[15] = 1
+    caller.port = 4711
+    caller.proxied = True
     claim(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, pair) == 0)
     listening.counters = &told.counters
     pool_init(&worker.pool, places, PLACES, buckets, PLACES, PLACES, 7, 1)
     worker.pool.fifos[0].micros = 50
     if state == HELD_QUITTING:
-        say(&listening, WORDS_BANNER, False, False, pair[0], peer)
+        say(&listening, WORDS_BANNER, False, False, pair[0], &caller)
     place = client_hold(
-        &worker, &listening, pair[0], peer, 4711, state,
+        &worker, &listening, pair[0], &caller, state,
         QUEUE_QUIT if state == HELD_QUITTING else QUEUE_PROBE, now
     )
     claim(place == 0)

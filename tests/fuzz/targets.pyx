@@ -21,7 +21,7 @@ from http cimport (
 )
 from pool cimport (
     HELD_DRAINING, HELD_FINE, HELD_QUITTING, HELD_SOURCE, HELD_STRESS,
-    HELD_TOTAL, NOBODY, Client, Held, Pool, Refusal, pool_deadline, pool_due,
+    HELD_TOTAL, NOBODY, Caller, Client, Held, Pool, Refusal, pool_deadline, pool_due,
     pool_hold, pool_init, pool_leave, pool_move,
 )
 from probe cimport (
@@ -260,7 +260,7 @@ cdef void pool_sound(const Pool *pool, int64_t now) noexcept nogil:
             share = 0
             other = pool.buckets[index]
             while other != NOBODY:
-                share += source_same(pool.places[other].peer, pool.places[place].peer)
+                share += source_same(pool.places[other].caller.peer, pool.places[place].caller.peer)
                 other = pool.places[other].after
             claim(share <= pool.share)
             last = place
@@ -274,7 +274,7 @@ cdef void pool_sound(const Pool *pool, int64_t now) noexcept nogil:
         claim(pool.places[place].fd == NOBODY)
         place = pool.places[place].older
         count += 1
-    claim(count == pool.capacity)
+    claim(count == pool.fresh <= pool.capacity)
     claim(not pool.stress or pool.used > <uint32_t>pool.low)
     claim(pool.stress or pool.used <= <uint32_t>pool.high)
 
@@ -284,7 +284,7 @@ cdef void fuzz_pool(const unsigned char *data, size_t size) noexcept nogil:
     cdef Pool pool
     cdef Client places[PLACES]
     cdef int32_t buckets[4]
-    cdef unsigned char peer[16]
+    cdef Caller caller
     cdef int64_t now = 0
     cdef int32_t capacity, place
     cdef int fd = 100
@@ -306,26 +306,26 @@ cdef void fuzz_pool(const unsigned char *data, size_t size) noexcept nogil:
         now += data[index] >> 6
         if step <= 1:
             # Sources that share a /64, that share nothing, and v4-mapped ones.
-            memset(peer, 0, 16)
+            memset(&caller, 0, sizeof(caller))
             if value & 0x80:
-                peer[10] = peer[11] = 0xFF
+                caller.peer[10] = caller.peer[11] = 0xFF
             else:
-                peer[0] = 0x20
-                peer[7] = (value >> 4) & 3
-            peer[15] = value & 7
+                caller.peer[0] = 0x20
+                caller.peer[7] = (value >> 4) & 3
+            caller.peer[15] = value & 7
             refusal = pool_hold(
-                &pool, fd, 0, peer, value, HELD_QUITTING, (data[index] >> 2) % 3, now, &place
+                &pool, fd, 0, &caller, HELD_QUITTING, (data[index] >> 2) % 3, now, &place
             )
             claim((refusal == HELD_STRESS) == pool.stress or refusal == HELD_FINE)
             if refusal == HELD_FINE:
-                claim(places[place].fd == fd and memcmp(places[place].peer, peer, 16) == 0)
+                claim(places[place].fd == fd and memcmp(places[place].caller.peer, caller.peer, 16) == 0)
                 fd += 1
             elif refusal == HELD_TOTAL:
                 claim(pool.used == <uint32_t>capacity)
             else:
                 claim(refusal == HELD_SOURCE or refusal == HELD_STRESS)
-        elif capacity > 0 and places[value % capacity].fd != NOBODY:
-            place = value % capacity
+        elif pool.fresh > 0 and places[value % pool.fresh].fd != NOBODY:
+            place = value % pool.fresh
             if step == 2:
                 pool_move(&pool, place, HELD_DRAINING, (data[index] >> 2) % 3, now)
                 claim(places[place].state == HELD_DRAINING)

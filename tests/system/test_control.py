@@ -381,6 +381,55 @@ def test_reload_without_a_file(controlled: Daemon, door: Path) -> None:
     assert "there is no configuration file" in done.stderr
 
 
+def test_lookup(syslog: Syslog, door: Path) -> None:
+    """Which list, by which line, and the words of the list; as it was loaded."""
+    drop = door.parent / "drop.txt"
+    drop.write_text("203.0.113.0/24\n2001:db8::/32\n")
+    with configured(syslog, door) as (file, ports, _):
+        places = ", ".join(f"127.0.0.1:{port}" for port in ports)
+        assert ctl(door, "lookup", "203.0.113.7").stdout.startswith("203.0.113.7 is on no list\n")
+        file.write_text(
+            file.read_text().replace("mx2", "mx1")
+            + '[[list]]\nname = "drop"\nfiles = ["drop.txt"]\npersona = "own"\n'
+            + '[[list]]\nname = "wanted"\nfiles = ["wanted.txt"]\nallow = true\n'
+            + '[personas.own]\ncode = 554\nclose = "now"\nsingle = "no"\n'
+            + 'lines = ["{name}: {client} is on {list}.", "Go."]\n'
+        )
+        (door.parent / "wanted.txt").write_text("# ours\n203.0.113.9\n")
+        assert ctl(door, "reload").returncode == 0
+        drop.write_text("what is not loaded does not count\n")
+        for address in ("203.0.113.7", "::ffff:203.0.113.7"):
+            assert ctl(door, "lookup", address).stdout == (
+                f"203.0.113.7 is on list drop: {drop}:1\n"
+                f"{places} mx1.example.com as own, smtp 554:\n"
+                "    554-mx1.example.com: 203.0.113.7 is on drop.\n"
+                "    554 Go.\n"
+            )
+        assert ctl(door, "lookup", "203.0.113.9").stdout == (
+            f"203.0.113.9 is on allow list wanted: {door.parent}/wanted.txt:2\n"
+            "It is wanted, and is told nothing; a connection from it was diverted by mistake.\n"
+        )
+        said = ctl(door, "lookup", "198.51.100.1").stdout
+        assert said.startswith(f"198.51.100.1 is on no list\n{places} mx1.example.com as mail, ")
+        assert "    421 Your mail software MAY be broken." in said
+        assert ctl(door, "lookup", "2001:DB8:0:0::1").stdout == (
+            f"2001:db8::1 is on list drop: {drop}:2\nNo listener takes IPv6.\n"
+        )
+        for wrong in ("203.0.113.0/24", "mx.example.com", "fe80::1%lo", "\x1b"):
+            done = ctl(door, "lookup", wrong)
+            assert done.returncode == os.EX_USAGE
+            assert done.stderr == "turnawayctl: address: expected an IPv4 or IPv6 address\n"
+        assert ask(door, do="lookup", address=5)["ok"] is False
+        assert ask(door, do="lookup")["status"] == os.EX_USAGE
+
+
+def test_lookup_of_what_is_no_text(syslog: Syslog, door: Path) -> None:
+    with running(syslog, "--control", str(door), "--protocol", "tls") as one:
+        assert ctl(door, "lookup", "203.0.113.7").stdout == (
+            f"203.0.113.7 is on no list\n127.0.0.1:{one.port} mx.example.com as mail, tls 49:\n"
+        )
+
+
 def test_paused_listener_keeps_its_queue(syslog: Syslog, door: Path) -> None:
     with configured(syslog, door) as (_, ports, _):
         assert ctl(door, "pause", "mx1.example.com").stdout == f"paused 127.0.0.1:{ports[0]}\n"

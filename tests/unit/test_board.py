@@ -8,11 +8,14 @@ make them.
 import contextlib
 import errno
 import itertools
+import json
 import os
 import re
 import socket
 import threading
+import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -41,6 +44,7 @@ EXT = Path(__file__).parents[2] / "ext"
 FIFOS = int(re.findall(r"^    FIFOS = (\d+)", (EXT / "pool.pxd").read_text(), re.M)[0])
 LOCAL = bytes(10) + b"\xff\xff\x7f\0\0\1"  # ::ffff:127.0.0.1
 TAIL = b" as=mx.example.com persona=mail code=421"
+MEMBERS = rb'"as":"mx.example.com","persona":"odd \"name\\"'
 LINE = re.compile(
     rb"turned away from=\[127\.0\.0\.1\]:\d+ to=\[127\.0\.0\.1\]:\d+ as=mx\.example\.com"
     rb" persona=mail code=421 outcome=(sent|early|full|reset|short|failed)"
@@ -292,12 +296,12 @@ def test_time_limits_that_are_none(waits: tuple[int, ...]) -> None:
     Board(1, 1, waits=(1,) * FIFOS)
 
 
-@pytest.mark.parametrize("fifos", [(), (0,) * 4, (0,) * 6, (0, 0, 0, 0, 2), (0, -1, 0, 0, 0)])
+@pytest.mark.parametrize("fifos", [(), (0,) * 5, (0,) * 7, (0, 0, 0, 0, 0, 2), (0, -1, 0, 0, 0, 0)])
 def test_time_limits_of_a_listener_are_among_the_boards(fifos: tuple[int, ...]) -> None:
     board = Board(1, 1, waits=(5, 7))
-    with pytest.raises(ValueError, match=r"fifos: expected 5 of 0\.\.1"):
+    with pytest.raises(ValueError, match=r"fifos: expected 6 of 0\.\.1"):
         board.behave(0, "now", "any", "banner", "park", False, fifos)
-    board.behave(0, "now", "any", "banner", "park", False, (0, 1, 1, 0, 1))
+    board.behave(0, "now", "any", "banner", "park", False, (0, 1, 1, 0, 1, 0))
 
 
 @pytest.mark.parametrize("share", [0, -1])
@@ -395,7 +399,33 @@ def test_no_half_of_a_banner_is_ever_sent_while_it_is_renewed() -> None:
 
 
 def reader_of(board: Board) -> Reader:
-    return Reader(board, [TAIL] * (board.listeners * len(WORDS)), 1)
+    several = board.listeners * len(WORDS)
+    return Reader(board, [TAIL] * several, [MEMBERS] * several, 1)
+
+
+def test_records_as_json() -> None:
+    """The time is the record's own, and what stands there is JSON whatever the address."""
+    with loop(detail="all") as one:
+        reader = reader_of(one.board)
+        before = time.time()
+        one.banner()
+        until(lambda: one.count("accepted") == 1)
+        fd = os.memfd_create("lines")
+        time.sleep(0.2)  # the record is older than the pull
+        seen, sent, *_ = reader.pull(fd, "json", b"<6>", allow(one.board, 9))
+        assert (seen, sent) == (1, 1)
+        text = os.pread(fd, 4096, 0)
+        os.close(fd)
+    assert text.startswith(b"<6>{")
+    assert text.endswith(b"}\n")
+    fields = json.loads(text[3:])
+    assert list(fields) == [
+        "ts", "event", "from", "from_port", "to", "to_port", "as", "persona", "outcome",
+    ]  # fmt: skip
+    moment = datetime.fromisoformat(fields["ts"]).timestamp()
+    assert before - 0.002 <= moment <= before + 0.15
+    assert (fields["from"], fields["outcome"]) == ("127.0.0.1", "sent")
+    assert fields["persona"] == 'odd "name\\'
 
 
 def allow(board: Board, count: int) -> list[int]:
@@ -836,22 +866,28 @@ def test_to_an_absent_log_every_line_is_lost() -> None:
 @pytest.mark.parametrize("tails", [[], [TAIL], [TAIL] * len(WORDS), [TAIL] * 999])
 def test_a_wrong_number_of_tails(tails: list[bytes]) -> None:
     with pytest.raises(ValueError, match=f"tails: expected {2 * len(WORDS)}, got {len(tails)}"):
-        Reader(Board(1, 2), tails, 0)
+        Reader(Board(1, 2), tails, [b""] * 2 * len(WORDS), 0)
+    with pytest.raises(ValueError, match=f"tails: expected {2 * len(WORDS)}, got {len(tails)}"):
+        Reader(Board(1, 2), [b""] * 2 * len(WORDS), tails, 0)
 
 
 def test_how_long_a_tail_may_be() -> None:
-    Reader(Board(1, 1), [b"x" * 400] * len(WORDS), 0)
-    with pytest.raises(ValueError, match="tail: at most 400 octets, got 401"):
-        Reader(Board(1, 1), [*[b""] * (len(WORDS) - 1), b"x" * 401], 0)
+    longest = [b"x" * 500] * len(WORDS)
+    Reader(Board(1, 1), longest, longest, 0)
+    with pytest.raises(ValueError, match="tail: at most 500 octets, got 501"):
+        Reader(Board(1, 1), [*[b""] * (len(WORDS) - 1), b"x" * 501], longest, 0)
 
 
 def test_the_longest_name_fits_a_tail() -> None:
     from turnaway.personas import shipped
-    from turnaway.settings import Listener
+    from turnaway.settings import List, Listener
     from turnaway.watch import _tails
 
     one = Listener("192.0.2.1", 25, "n" * 255, "Earth", shipped("spammer"), 554, protocol="auto")
-    Reader(Board(1, 1), _tails(one), 0)
+    listed = List("l" * 40, ("file",), None, None, "", False)
+    tails = list(_tails(one, (listed,)))
+    assert len(tails) == 2 * len(WORDS)
+    Reader(Board(1, 1, lists=1), [text for text, _ in tails], [json for _, json in tails], 0)
 
 
 def test_how_long_a_header_may_be() -> None:
@@ -870,11 +906,11 @@ def test_a_reader_of_the_wrong_things() -> None:
         with pytest.raises(ValueError, match=f"allowed: expected 2, got {len(wrong)}"):
             reader_of(board).pull(-1, "none", b"", wrong)
     with pytest.raises(AttributeError):
-        Reader(object(), [], 0)  # type: ignore[arg-type]
+        Reader(object(), [], [], 0)  # type: ignore[arg-type]
     with pytest.raises(TypeError):
-        Reader(board, ["text"] * len(WORDS), 0)  # type: ignore[list-item]
+        Reader(board, ["text"] * len(WORDS), [b""] * len(WORDS), 0)  # type: ignore[list-item]
     with pytest.raises(OverflowError):
-        Reader(board, [b""] * len(WORDS), -1)
+        Reader(board, [b""] * len(WORDS), [b""] * len(WORDS), -1)
 
 
 def test_a_reader_keeps_its_board_alive() -> None:
@@ -925,4 +961,5 @@ def test_a_place_is_taken_again_and_again() -> None:
 def test_boards_of_any_size_read_back_empty(workers: int, extra: int) -> None:
     board = Board(workers, extra + 1, extra + 1, extra)
     assert len(board.states()) == workers
-    assert stats.of_all(board).words() == ""
+    for listener in range(board.listeners):
+        assert stats.of_listener(board, listener).words() == ""

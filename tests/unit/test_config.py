@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from running import COMMAND, SECONDS, free_port, need_root
 
-from turnaway import cli, personas
+from turnaway import answers, cli, personas
 from turnaway.exits import CONFIGURATION, USAGE, Failure
 from turnaway.settings import CLOSES, Exposition, Limits, Settings, Waits
 
@@ -561,6 +561,177 @@ def test_several_addresses(file: Path, address: str, places: list[str]) -> None:
     assert len({one.name for one in settings.listeners}) == 1
 
 
+# --- lists ------------------------------------------------------------------------
+
+
+LISTED = """\
+[[list]]
+name = "drop"
+files = ["drop.txt", "sub/more.txt"]
+persona = "listed"
+contact = "https://example.com/drop"
+[[list]]
+name = "wanted"
+files = ["wanted.txt"]
+allow = true
+[personas.listed]
+code = 554
+close = "quit"
+lines = ["{name}: {client} is on {list}, see {contact}"]
+single = "{list}"
+[personas.listed.http]
+title = "{list}"
+text = ["{list}"]
+"""
+V4 = bytes(10) + b"\xff\xff" + bytes((203, 0, 113))
+
+
+@pytest.fixture
+def list_files(file: Path) -> Path:
+    (file.parent / "sub").mkdir()
+    for name, line in (
+        ("drop.txt", "203.0.113.0/24"),
+        ("sub/more.txt", "# more\n2001:db8::/32"),
+        ("wanted.txt", "203.0.113.7"),
+    ):
+        (file.parent / name).write_text(line + "\n")
+    return file.parent
+
+
+def test_lists_and_who_is_on_them(file: Path, list_files: Path) -> None:
+    settings = written(file, MOST + LISTED)
+    drop, wanted = settings.lists
+    assert (drop.name, drop.format, drop.contact) == ("drop", None, "https://example.com/drop")
+    assert drop.persona is not None
+    assert drop.persona.name == "listed"
+    assert drop.files == (f"{list_files}/drop.txt", f"{list_files}/sub/more.txt")
+    assert (wanted.name, wanted.allow, wanted.persona) == ("wanted", True, None)
+    assert settings.lookup is not None
+    assert settings.lookup.find(V4 + b"\1") == (0, f"{list_files}/drop.txt:1")
+    assert settings.lookup.find(V4 + b"\7") == (1, f"{list_files}/wanted.txt:1")
+    assert settings.lookup.find(V4[:-1] + b"\0\0") is None
+    assert settings.lookup.find(bytes.fromhex("20010db8") + bytes(12)) == (
+        0,
+        f"{list_files}/sub/more.txt:2",
+    )
+    assert written(file, MOST).lookup is None
+
+
+def test_the_list_speaks_in_the_listeners_manner(file: Path, list_files: Path) -> None:
+    settings = written(file, MOST + 'close = "drain"\ncode = 450\nsingle-line = true\n' + LISTED)
+    listener = settings.listeners[0]
+    told = answers.told(listener, settings.lists[0])
+    assert (told.code, told.close, told.single_line) == (554, "drain", True)
+    assert answers.render(told, 0.0)["banner"] == (b"554 drop\r\n", 0)
+    # Without words of its own the list has the listener's, and its code.
+    plain = dataclasses.replace(settings.lists[0], persona=None, contact="")
+    assert answers.told(listener, plain) == dataclasses.replace(listener, listed="drop")
+
+
+def test_drop_ins_add_lists(file: Path, list_files: Path) -> None:
+    file.write_text(MOST + LISTED)
+    folder = drop_in(file, "a.toml", '[[list]]\nname = "drop"\nfiles = ["drop.txt"]\n').parent
+    status, reasons = refused(lambda: parse(file))
+    assert (status, reasons) == (
+        CONFIGURATION,
+        [
+            f"{folder}/a.toml:1: list[0].name: drop is given twice (also at {file}:5: list[0]);"
+            " expected one [[list]] with all the files",
+            f"{folder}/drop.txt: No such file or directory",
+        ],
+    )
+    (folder / "a.toml").write_text('[[list]]\nname = "more"\nfiles = ["../drop.txt"]\n')
+    assert [one.name for one in parse(file).lists] == ["drop", "wanted", "more"]
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "wrong"),
+    [
+        ('"drop"', '"a b"', "6: list[0].name: expected 1..40 letters, digits, dots, hyphens"),
+        ('"drop"', f'"{"a" * 41}"', "6: list[0].name: expected 1..40 letters, digits, dots"),
+        ('"drop"', "5", "6: list[0].name: expected a string, got 5"),
+        ('name = "drop"\n', "", "5: list[0].name: expected a name, such as spamhaus-drop, got"),
+        ('["wanted.txt"]', "[]", "12: list[1].files: expected at least one path"),
+        ('["wanted.txt"]', '[""]', '12: list[1].files: expected the path of a file, got ""'),
+        ('["wanted.txt"]', '"x"', '12: list[1].files: expected a list of paths, got "x"'),
+        ('files = ["wanted.txt"]\n', "", "10: list[1].files: expected a list of paths, got noth"),
+        ('["wanted.txt"]', '["wanted.txt", 5]', "12: list[1].files[1]: expected a path, got 5"),
+        ("allow", "alow", "13: list[1].alow: unknown key; did you mean allow?"),
+        ("allow = true", 'format = "dorp"', "13: list[1].format: expected one of plain, drop, rb"),
+        ("allow = true", "allow = 1", "13: list[1].allow: expected true or false, got 1"),
+        ("allow = true", 'persona = "wurm"', "10: list[1].persona: expected one of mail, blocked"),
+        ("allow = true", 'contact = "\u00fc"', "13: list[1].contact: expected printable ASCII"),
+        ("allow = true", 'allow = true\npersona = "mail"', "14: list[1].persona: an allow list an"),
+        ("allow = true", 'allow = true\ncontact = "x"', "14: list[1].contact: an allow list answ"),
+    ],
+)
+def test_a_wrong_list(file: Path, list_files: Path, good: str, bad: str, wrong: str) -> None:
+    text = MOST + LISTED.replace(good, bad, 1)
+    found = mistakes(file, text)
+    assert any(one.startswith(wrong) for one in found), found
+
+
+def test_what_a_list_says_is_checked_for_every_listener(file: Path, list_files: Path) -> None:
+    long = LISTED.replace("see {contact}", "x" * 460)
+    found = mistakes(file, MOST + long)
+    assert len(found) == 1
+    assert "17: the line may be 5" in found[0]
+    assert written(file, MOST + long.replace("x" * 460, "x" * 300))
+    found = mistakes(file, MOST + LISTED.replace('contact = "https://example.com/drop"\n', ""))
+    assert found == ["16: {contact} is not set; set contact in the configuration, or --contact"]
+    found = mistakes(
+        file,
+        MOST + LISTED + '[[listener]]\naddress = "::1"\nname = "x"\nport = 9\n'
+        'persona = "listed"\ncontact = "x"\n',
+    )
+    assert found == [
+        "17: {list} is for the persona of a [[list]], which no listener has for itself"
+    ]
+    _, reasons = refused(lambda: written(file, MOST + 'protocol = "text:pop3"\n' + LISTED))
+    assert reasons == [
+        "127.0.0.1:2525: persona listed has no words for text:pop3 there; it has none"
+    ]
+
+
+def test_what_is_wrong_in_a_list_file_is_the_configurations(file: Path, list_files: Path) -> None:
+    (list_files / "drop.txt").write_text("203.0.113.0/24\n203.0.113.1/24\n")
+    (list_files / "wanted.txt").unlink()
+    status, reasons = refused(lambda: written(file, MOST + LISTED + "[personas.worm]\n"))
+    assert status == CONFIGURATION
+    assert reasons[-2:] == [
+        f'{list_files}/drop.txt:2: expected an address or network, got "203.0.113.1/24"; the'
+        " network is 203.0.113.0/24, the address alone is 203.0.113.1",
+        f"{list_files}/wanted.txt: No such file or directory",
+    ]
+    assert reasons[0].startswith(f"{file}:")
+
+
+def test_more_lists_than_there_may_be(file: Path, list_files: Path) -> None:
+    each = '[[list]]\nname = "a{}"\nfiles = ["drop.txt"]\n'
+    assert len(written(file, MOST + "".join(map(each.format, range(64)))).lists) == 64
+    assert mistakes(file, MOST + "".join(map(each.format, range(65)))) == [
+        "197: list[64]: 65 lists; at most 64 are possible"
+    ]
+
+
+def test_check_warns_of_a_file_that_a_reload_could_not_read(file: Path, list_files: Path) -> None:
+    need_root()
+    file.write_text(MOST + LISTED)
+    file.chmod(0o600)
+    folder = list_files
+    while folder != Path("/"):  # pytest keeps its own to itself
+        folder.chmod(folder.stat().st_mode | 0o011)
+        folder = folder.parent
+    (list_files / "drop.txt").chmod(0o600)
+    ended = subprocess.run(
+        [COMMAND, "-c", file, "-u", "nobody", "--check"], capture_output=True, text=True
+    )
+    assert ended.returncode == 0
+    assert [line for line in ended.stderr.splitlines() if "reload" in line] == [
+        f"turnaway-fast: warning: {list_files}/drop.txt: nobody may not read it, which a reload does"
+    ]
+
+
 # --- printed, and read back -----------------------------------------------------------------
 
 
@@ -594,6 +765,7 @@ interval = 7
 max-held = 11
 max-held-source = 3
 records = 128
+sandbox = "require"
 workers = 5
 keep-bind = true
 pidfile = "/x/\\u007f\U0001f600.pid"

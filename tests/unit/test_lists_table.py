@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import random
 import struct
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -179,6 +180,21 @@ def test_as_many_lists_as_there_may_be() -> None:
     assert find(made(*each).block(), asked) == [*range(MOST_LISTS), -1]
     with pytest.raises(ValueError, match="at most 64 lists"):
         made(*each, [])
+
+
+def test_a_table_is_arrays(tmp_path: Path) -> None:
+    """What was read goes: an entry of IPv4 is two steps of 9 octets."""
+    file = tmp_path / "list"
+    count = 20_000
+    file.write_text("".join(f"10.{at >> 8}.{at & 255}.4/31\n" for at in range(count)))
+    tracemalloc.start()
+    try:
+        table = Table([lists.read(str(file))])
+        octets, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(table) == 1
+    assert 18 * count < octets < 25 * count
 
 
 # --- a block that is none ------------------------------------------------------

@@ -19,6 +19,7 @@ import pytest
 
 from turnaway import cli, config, ctl, daemon, exits, lists
 from turnaway.draft import Draft, Mistakes
+from turnaway.firewall import command as firewall
 from turnaway.tables import Document, Table
 
 MAN = Path(__file__).parents[2] / "man"
@@ -184,7 +185,8 @@ def test_the_signals_of_turnaway_fast() -> None:
 
 def test_the_outcomes_of_connections_are_those_of_the_log() -> None:
     source = (Path(__file__).parents[2] / "ext/line.pxd").read_text()
-    written = set(re.findall(r'b" outcome=(\w+)"', source))
+    names = source.partition("outcome_name(")[2].partition("cdef inline")[0]
+    written = set(re.findall(r'return b"(\w+)"', names))
     listed = re.search(
         r"^The outcome of.*?^\.El", section("turnaway-fast.8", "DIAGNOSTICS"), re.M | re.S
     )
@@ -233,6 +235,56 @@ def test_the_defaults_of_turnawayctl() -> None:
             assert default(text) == f"{one:g}"
     name = options(section("turnawayctl.8", "OPTIONS"))[frozenset({"--name"})][1]
     assert default(name) == ctl.COMMAND
+
+
+def firewall_commands() -> dict[str, argparse.ArgumentParser]:
+    for action in commands()["firewall"]._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return dict(action.choices)
+    raise AssertionError("firewall has no commands")
+
+
+def plan_options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    firewall.plan_options(parser)
+    return parser
+
+
+def test_the_commands_of_the_firewall_and_their_options() -> None:
+    source = section("turnawayctl.8", "FIREWALL")
+    headings = re.findall(r"^\.Ss firewall (\w+)(?: Ar (\w+)( \.\.\.)?)?$", source, re.M)
+    assert [name for name, _, _ in headings] == list(firewall_commands())
+    page = "turnawayctl.8"
+    shared = offered(plan_options())
+    assert valued(section(page, "Options of a plan", "Ss")) == shared
+    for name, argument, several in headings:
+        parser = firewall_commands()[name]
+        own = {
+            key: value
+            for key, value in offered(parser).items()
+            if key not in shared and "--help" not in key
+        }
+        line = f"firewall {name}" + (f" Ar {argument}{several}" if argument else "")
+        assert valued(section(page, line, "Ss")) == own, name
+        words = [(one.metavar, one.nargs) for one in parser._actions if not one.option_strings]
+        assert words == ([(argument, "+" if several else None)] if argument else []), name
+
+
+def test_the_defaults_of_the_firewall() -> None:
+    told = 0
+    for name, parser in {"Options of a plan": plan_options(), **firewall_commands()}.items():
+        heading = re.compile(rf"^\.Ss ((?:firewall )?{name}\b.*)$", re.M)
+        found = heading.search(section("turnawayctl.8", "FIREWALL"))
+        assert found
+        for names, (_, text) in options(section("turnawayctl.8", found[1], "Ss")).items():
+            said = default(text)
+            if said is None:
+                continue
+            (action,) = (one for one in parser._actions if names == set(one.option_strings))
+            known = {"--port": "25"}.get(max(names), str(action.default))
+            assert said == known, names
+            told += 1
+    assert told >= 10
 
 
 def test_the_exit_statuses_of_turnawayctl() -> None:

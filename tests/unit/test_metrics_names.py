@@ -22,7 +22,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from turnaway import cli
 from turnaway._board import COUNTERS, Board
 from turnaway.metrics import Collector
-from turnaway.outlet import JSON_LINES_A_SECOND, Json, connections
 from turnaway.settings import Settings
 from turnaway.stats import ERRORS, OUTCOMES, REFUSALS, Ledger, Row, Totals
 
@@ -142,7 +141,7 @@ def test_every_counter_is_shown_somewhere() -> None:
         *ERRORS,
     }
     # How a client was held is an event between accept and outcome: held_sockets.
-    assert set(COUNTERS) - shown == {"parked", "park_full", "held"}
+    assert set(COUNTERS) - shown == {"parked", "park_full", "held", "proxied"}
 
 
 class _Counting:
@@ -168,11 +167,14 @@ def test_a_board_that_leaves_takes_nothing_with_it() -> None:
     before = ledger.sums()
     ledger.leave(old)  # type: ignore[arg-type]
     assert ledger.sums().rows == before.rows
-    assert before.rows[Row("127.0.0.1:2525", "blocked", "smtp")]["accepted"] == 7
-    assert before.rows[Row("127.0.0.1:2525", "mail", "smtp")]["accepted"] == 2
+    assert before.rows[Row("127.0.0.1:2525", "mx.example.com", "blocked", "smtp")]["accepted"] == 7
+    assert before.rows[Row("127.0.0.1:2525", "mx.example.com", "mail", "smtp")]["accepted"] == 2
     third = _Counting(one, accepted=1, sent=1)
     ledger.follow(one, third)  # type: ignore[arg-type]
-    assert ledger.sums().rows[Row("127.0.0.1:2525", "blocked", "smtp")]["accepted"] == 8
+    assert (
+        ledger.sums().rows[Row("127.0.0.1:2525", "mx.example.com", "blocked", "smtp")]["accepted"]
+        == 8
+    )
 
 
 def test_answers_never_fall_while_the_loops_count() -> None:
@@ -267,53 +269,3 @@ def test_the_dashboard_shows_every_metric() -> None:
     drawn = " ".join(queries())
     for name in exposition(followed(settings())):
         assert re.search(rf"\b{name}\b", drawn), name
-
-
-# --- lines of JSON ------------------------------------------------------------
-
-LINE = (
-    b"turned away from=[%b]:4711 to=[198.51.100.2]:25 as=mx.example.com persona=%b%b outcome=sent\n"
-)
-
-
-@pytest.mark.parametrize(
-    ("source", "persona", "tail", "expected"),
-    [
-        (b"192.0.2.9", b"blocked", b" code=554", {"proto": "smtp", "code": 554}),
-        (b"2001:db8::9", b"mail", b" proto=http code=403", {"proto": "http", "code": 403}),
-        (b"192.0.2.9", b"mail", b" proto=pop3 code=-", {"proto": "pop3", "code": None}),
-        (b"192.0.2.9", b'odd "name\\', b" code=421", {"persona": 'odd "name\\'}),
-    ],
-)
-def test_a_line_of_text_as_json(
-    source: bytes, persona: bytes, tail: bytes, expected: dict[str, object]
-) -> None:
-    text = connections(LINE % (source, persona, tail), 1_000_000_000.0625)
-    assert text.count(b"\n") == 1
-    fields = json.loads(text)
-    assert list(fields) == [
-        "ts", "event", "from", "from_port", "to", "to_port",
-        "as", "persona", "proto", "code", "outcome",
-    ]  # fmt: skip
-    assert fields["ts"] == "2001-09-09T01:46:40.062Z"
-    assert fields["from"] == source.decode()
-    assert (fields["from_port"], fields["to_port"]) == (4711, 25)
-    assert fields["persona"] == persona.decode() or "persona" in expected
-    assert expected.items() <= fields.items()
-
-
-def test_more_lines_than_a_second_takes_are_lost_and_counted(tmp_path: Path) -> None:
-    import os
-
-    outlet = Json("turnaway-fast", str(tmp_path / "lines.json"), None)
-    line = LINE % (b"192.0.2.9", b"mail", b" code=421")
-    many = JSON_LINES_A_SECOND + 500
-    os.write(outlet.fileno(), line * many)
-    assert outlet.deliver(1000.0, 10.0) == (JSON_LINES_A_SECOND, 500)
-    os.write(outlet.fileno(), line)
-    assert outlet.deliver(1000.5, 10.0) == (0, 1)
-    os.write(outlet.fileno(), line)
-    assert outlet.deliver(1001.0, 10.0) == (1, 0)
-    lines = (tmp_path / "lines.json").read_text().splitlines()
-    assert len(lines) == JSON_LINES_A_SECOND + 1
-    assert all(json.loads(one)["event"] == "turned away" for one in lines)

@@ -26,6 +26,7 @@ from turnaway.firewall import (
     live,
     nftables,
     pf,
+    plain,
     plan,
     programs,
     sources,
@@ -51,6 +52,7 @@ KINDS: dict[str, Kind] = {
     "pf-openbsd": pf.OPENBSD,
     "pf-freebsd": pf.FREEBSD,
     "ipfw": ipfw,
+    "plain": plain,
 }
 DEFAULT_KIND = "nftables"
 

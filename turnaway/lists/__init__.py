@@ -39,7 +39,8 @@ class Listed:
 
     def forget(self) -> None:
         """Keep only what where() needs."""
-        self.packed = {4: [], 6: []}
+        for entries in self.packed.values():
+            entries.clear()
 
     def __len__(self) -> int:
         """How many entries there are, of both families."""

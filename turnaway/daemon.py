@@ -55,6 +55,9 @@ NAMES = {
     "json_path": "log",
 }
 
+# Earlier loops that still hold clients; each has its threads and its memory.
+RETIRED = 16
+
 Reread = Callable[[], Settings]
 
 
@@ -216,6 +219,7 @@ class _Daemon:
         self.told: list[str] = []  # by the reload that goes on
         self.paused: set[str] = set()  # places of listeners; a reload keeps them
         self.retired: list[Engine] = []
+        self.asked = False  # SIGHUP came, and the reload has still to be done
         self.poller = Poller()
         self.control = Control(door, self.poller, self.obey) if door else None
         # Loops and signals wake the tick through one pipe.
@@ -275,15 +279,21 @@ class _Daemon:
                 for severity, text in self.sight.tick():
                     self.journal.say(severity, text)
             self._bury()
-            for number in woken:
+            # A signal that came many times since the last look is obeyed once: what it
+            # asks for is done after the last of them.
+            for number in dict.fromkeys(woken):
                 if number in (signal.SIGTERM, signal.SIGINT):
                     return signal.Signals(number).name
                 if number == signal.SIGUSR1:
                     self.journal.counters()
                 elif number == signal.SIGHUP:
-                    _, told = self.reload()
-                    if self.reread is None:
-                        self.journal.say(INFO, f"SIGHUP: {told[0]}")
+                    self.asked = True
+            # With as many loops as may be, it waits until the oldest have ended.
+            if self.asked and len(self.retired) < RETIRED:
+                self.asked = False
+                _, told = self.reload()
+                if self.reread is None:
+                    self.journal.say(INFO, f"SIGHUP: {told[0]}")
 
     def _prove_life(self) -> None:
         """Feed the supervisor's watchdog, but only when every loop has turned since
@@ -350,7 +360,11 @@ class _Daemon:
     def reload(self) -> tuple[bool, list[str]]:
         """Reload, and say whether it was done and what there was to tell."""
         self.told = []
-        done = self._reload()
+        done = False
+        if len(self.retired) < RETIRED:
+            done = self._reload()
+        else:
+            self.told.append(f"{RETIRED} earlier loops still hold clients; try again")
         self.reloaded = {"at": int(time.time()), "ok": done, "told": self.told}
         return done, self.told
 

@@ -3,6 +3,9 @@
 # make lint   ruff and mypy
 # make failover  diversion hosts that fail and come back, and how many clients got no banner
 # make bench  the benchmarks (pytest-benchmark)
+# make faults, make floods, make soak
+#             what goes wrong and who comes too often, and the tables of
+#             docs/reliability.md from it; floods and soak take minutes and want root
 # make fuzz   5 million executions of the fuzz targets (FUZZ_TIMES=10: 50 million); needs clang
 # make sanitize  loops, tests and parts under the sanitizers and valgrind: 20 minutes
 # make clean  what the others made
@@ -15,7 +18,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 EXT    := $(wildcard ext/*.pyx ext/*.pxd ext/*.h) setup.py
 
-.PHONY: run test failover lint bench fuzz sanitize clean
+.PHONY: run test failover lint bench faults floods soak fuzz sanitize clean
 
 $(VENV)/stamp-venv:
 	$(PYTHON) -m venv $(VENV)
@@ -66,7 +69,19 @@ lint: $(VENV)/stamp-package $(VENV)/stamp-lint
 
 bench: $(VENV)/stamp-package $(VENV)/stamp-bench
 	$(BIN)/python -m bench build
-	$(BIN)/python -m pytest bench $(PYTEST_ARGS)
+	$(BIN)/python -m pytest bench --ignore bench/floods $(PYTEST_ARGS)
+
+faults: $(VENV)/stamp-package $(VENV)/stamp-test
+	$(BIN)/python -m pytest tests/faults --write-page \
+		--ignore tests/faults/test_page.py $(PYTEST_ARGS)
+
+floods: $(VENV)/stamp-package $(VENV)/stamp-bench
+	$(BIN)/python -m bench build
+	$(BIN)/python -m pytest bench/floods --write-page $(PYTEST_ARGS)
+
+soak: $(VENV)/stamp-package $(VENV)/stamp-bench
+	$(BIN)/python -m bench build
+	unshare -n sh -c 'ip link set lo up && exec $(BIN)/python -m bench soak --write'
 
 FUZZ_TIMES ?= 1
 

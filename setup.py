@@ -36,7 +36,7 @@ LOOPS = {
     "netbsd": ("kqueue",),
     "darwin": ("kqueue",),
 }
-SHARED = [str(path) for path in sorted(Path("ext").glob("*.pxd"))] + ["ext/net.h"]
+SHARED = [str(path) for path in sorted(Path("ext").glob("*.pxd"))] + ["ext/net.h", "ext/sandbox.h"]
 
 Options.warning_errors = True
 

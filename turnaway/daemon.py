@@ -26,6 +26,7 @@ from turnaway.journal import Journal
 from turnaway.notify import Supervisor
 from turnaway.outlet import ERROR, INFO, NOTICE, WARNING
 from turnaway.poller import Poller
+from turnaway.sandbox import Sandbox
 from turnaway.settings import Detail, Exposition, Identity, Listener, Settings
 from turnaway.stats import Ledger
 
@@ -39,6 +40,7 @@ FIXED = (
     "chroot",
     "pidfile",
     "control",
+    "sandbox",
     "log",
     "syslog_socket",
     "json_path",
@@ -53,6 +55,9 @@ NAMES = {
     "json_path": "log",
 }
 
+# Earlier loops that still hold clients; each has its threads and its memory.
+RETIRED = 16
+
 Reread = Callable[[], Settings]
 
 
@@ -60,12 +65,13 @@ def _noted(number: int, frame: FrameType | None) -> None:
     """The signal's number is in the wakeup pipe already; see serve()."""
 
 
-def run(settings: Settings, reread: Reread | None = None) -> int:
+def run(settings: Settings, reread: Reread | None = None, sources: list[str] | None = None) -> int:
     """From checked settings to the end of the process; returns the exit status.
 
-    `reread` reads the settings again, for a reload, and raises Failure; None
-    when they came from the command line alone.  Raises Failure when the daemon
-    cannot start.  In the background the caller's own process never returns.
+    `reread` reads the settings again, for a reload, and raises Failure, `sources`
+    are the files that it reads; None when they came from the command line alone.
+    Raises Failure when the daemon cannot start.  In the background the caller's own
+    process never returns.
     """
     for listener in settings.listeners:
         answers.render(listener, time.time())
@@ -84,6 +90,7 @@ def run(settings: Settings, reread: Reread | None = None) -> int:
         journal = Journal(settings, ledger)
         sight = metrics.opened(settings, ledger, journal.lost)
         time.tzset()  # reads the zone now; a chroot may have none
+        sandbox = Sandbox(settings, sources)
         lifeline = foreground() if settings.foreground else detach()
     except Failure:
         _remove(door, pidfile)
@@ -91,7 +98,7 @@ def run(settings: Settings, reread: Reread | None = None) -> int:
     try:
         try:
             daemon = _start(
-                settings, pidfile, door, sockets, journal, ledger, sight, lifeline, reread
+                settings, pidfile, door, sockets, journal, ledger, sight, lifeline, reread, sandbox
             )
             daemon.handed_in = inherited.names
         except (OSError, RuntimeError) as error:  # such as out of descriptors, of threads
@@ -124,6 +131,7 @@ def _start(
     sight: metrics.Metrics | None,
     lifeline: Lifeline,
     reread: Reread | None,
+    sandbox: Sandbox,
 ) -> "_Daemon":
     user = str(os.geteuid())
     supervisor = Supervisor()
@@ -153,7 +161,10 @@ def _start(
             "keep-bind: there is no CAP_NET_BIND_SERVICE to keep; start as root, or give the"
             " process that capability"
         )
-    daemon = _Daemon(settings, pidfile, door, journal, ledger, sight, supervisor, user, reread)
+    sandbox.close()  # for every thread that is started from now on, too
+    daemon = _Daemon(
+        settings, pidfile, door, journal, ledger, sight, supervisor, user, reread, sandbox
+    )
     signal.set_wakeup_fd(daemon.ring, warn_on_full_buffer=False)
     for number in SIGNALS:
         signal.signal(number, _noted)
@@ -162,7 +173,7 @@ def _start(
         sight.begin(daemon.poller)
     # After the loops, so that they never see a signal; whatever mask the caller left.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    journal.started(" with ".join([user, *left]), LOOP)
+    journal.started(" with ".join([user, *left]), LOOP, sandbox.in_force)
     for text in told:
         journal.say(WARNING, text)
     if allowed < descriptors:
@@ -190,6 +201,7 @@ class _Daemon:
         supervisor: Supervisor,
         user: str,
         reread: Reread | None,
+        sandbox: Sandbox,
     ) -> None:
         self.settings = settings
         self.pidfile = pidfile
@@ -199,6 +211,7 @@ class _Daemon:
         self.sight = sight
         self.supervisor = supervisor
         self.user = user
+        self.sandbox = sandbox
         self.reread = reread
         self.began = time.monotonic()
         self.handed_in: dict[str, str] = {}  # place -> name a supervisor gave its socket
@@ -206,6 +219,7 @@ class _Daemon:
         self.told: list[str] = []  # by the reload that goes on
         self.paused: set[str] = set()  # places of listeners; a reload keeps them
         self.retired: list[Engine] = []
+        self.asked = False  # SIGHUP came, and the reload has still to be done
         self.poller = Poller()
         self.control = Control(door, self.poller, self.obey) if door else None
         # Loops and signals wake the tick through one pipe.
@@ -265,15 +279,21 @@ class _Daemon:
                 for severity, text in self.sight.tick():
                     self.journal.say(severity, text)
             self._bury()
-            for number in woken:
+            # A signal that came many times since the last look is obeyed once: what it
+            # asks for is done after the last of them.
+            for number in dict.fromkeys(woken):
                 if number in (signal.SIGTERM, signal.SIGINT):
                     return signal.Signals(number).name
                 if number == signal.SIGUSR1:
                     self.journal.counters()
                 elif number == signal.SIGHUP:
-                    _, told = self.reload()
-                    if self.reread is None:
-                        self.journal.say(INFO, f"SIGHUP: {told[0]}")
+                    self.asked = True
+            # With as many loops as may be, it waits until the oldest have ended.
+            if self.asked and len(self.retired) < RETIRED:
+                self.asked = False
+                _, told = self.reload()
+                if self.reread is None:
+                    self.journal.say(INFO, f"SIGHUP: {told[0]}")
 
     def _prove_life(self) -> None:
         """Feed the supervisor's watchdog, but only when every loop has turned since
@@ -340,7 +360,11 @@ class _Daemon:
     def reload(self) -> tuple[bool, list[str]]:
         """Reload, and say whether it was done and what there was to tell."""
         self.told = []
-        done = self._reload()
+        done = False
+        if len(self.retired) < RETIRED:
+            done = self._reload()
+        else:
+            self.told.append(f"{RETIRED} earlier loops still hold clients; try again")
         self.reloaded = {"at": int(time.time()), "ok": done, "told": self.told}
         return done, self.told
 

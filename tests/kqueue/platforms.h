@@ -34,6 +34,8 @@ int getpeereid(int fd, uid_t *user, gid_t *group);
 #define SO_REUSEPORT_LB 0x00010000
 #elif defined(AS_OPENBSD)
 #define __OpenBSD__ 1
+int pledge(const char *promises, const char *execpromises);
+int unveil(const char *path, const char *permissions);
 #define NO_EVFILT_USER
 #define TCP_NOPUSH 16
 #elif defined(AS_NETBSD)

@@ -41,7 +41,7 @@ ROWS: tuple[set[str], ...] = (
     {"tables", "banner", "control", "detach", "dump", "outlet", "privileged"},
     {"page", "personas", "units", "values", "lists"},
     {"answers", "firewall"},
-    {"draft", "engine", "lint", "stats"},
+    {"draft", "engine", "lint", "sandbox", "stats"},
     {"config", "metrics", "watch"},
     {"cli", "journal"},
     {"orders"},
@@ -51,7 +51,7 @@ ROWS: tuple[set[str], ...] = (
 # It stands alone: a client of the socket, which the daemon never loads.
 APART = {"ctl"}
 EXT_ROWS: tuple[set[str], ...] = (
-    {"net"},
+    {"net", "sandbox"},
     {"slot", "ring", "counters", "source", "probe", "http", "quit", "proxy"},
     {"pool", "tally", "line", "lists"},
     {"listeners"},

@@ -16,6 +16,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 import tomllib
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from running import (
     COMMAND,
     NAME,
     SECONDS,
+    Daemon,
     Syslog,
     free_port,
     need,
@@ -319,6 +321,34 @@ def test_shellcheck_is_content_with_the_rc_scripts(kind: str, tmp_path: Path) ->
     script = tmp_path / kind
     script.write_text(units.print_unit(kind, str(COMMAND)))
     assert good("shellcheck", "--severity=style", script) == ""
+
+
+def test_shellcheck_is_content_with_the_health_check() -> None:
+    need("shellcheck")
+    assert good("shellcheck", "--severity=style", str(CONTRIB / "firewall/turnaway-banner")) == ""
+
+
+def test_the_health_check_reads_one_real_banner(daemon: Daemon) -> None:
+    """And is not content with a greeting that lets clients in, nor with silence."""
+    need("nc")
+
+    def checked(port: int) -> int:
+        argv = [str(CONTRIB / "firewall/turnaway-banner"), "127.0.0.1", str(port)]
+        return subprocess.run(argv, capture_output=True, timeout=20, check=False).returncode
+
+    assert checked(daemon.port) == 0
+    for greeting in (b"220 mx.example.com ESMTP\r\n", b""):
+        with socket.create_server(("127.0.0.1", 0)) as other:
+
+            def greet(other: socket.socket = other, greeting: bytes = greeting) -> None:
+                with other.accept()[0] as one:
+                    one.sendall(greeting)
+                    one.recv(1)
+
+            threading.Thread(target=greet, daemon=True).start()
+            assert checked(other.getsockname()[1]) != 0
+    daemon.stop()
+    assert checked(daemon.port) != 0
 
 
 def sourced(kind: str, tmp_path: Path, rc_subr: str, config: Path, ask: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,7 @@ def test_the_lab(recipe: Recipe) -> None:
     for family in FAMILIES:
         _diverted(recipe, family)
         assert real(one.greeting(family.source("unlisted"), family.called))
+        _refused_flows_are_forgotten(recipe, family)
         for when in ("loaded", "listed"):
             session = early[family.version, when]
             assert real(session.greeting)
@@ -76,6 +78,20 @@ def _diverted(recipe: Recipe, family: Family) -> None:
     for name in PORTS:
         counted = recipe.where.counted(f"refused{family.version}_{name}")
         assert counted == 9, name
+
+
+def _refused_flows_are_forgotten(recipe: Recipe, family: Family) -> None:
+    """By conntrack in seconds, while it keeps others for their two minutes."""
+    listed = recipe.where.run("cat", "/proc/net/nf_conntrack").stdout
+
+    def lasting(source: str) -> int:
+        """Seconds that a closed flow of this source has left at the most."""
+        text = ip_address(source).exploded
+        found = re.findall(rf" tcp +6 (\d+) TIME_WAIT src={text} ", listed)
+        return max(map(int, found), default=0)
+
+    assert all(lasting(family.source("other", number)) <= 5 for number in range(9))
+    assert lasting(family.source("unlisted")) > 60
 
 
 def _ports_are_guarded(recipe: Recipe, family: Family) -> None:

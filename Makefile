@@ -8,6 +8,7 @@
 #             docs/reliability.md from it; floods and soak take minutes and want root
 # make fuzz   5 million executions of the fuzz targets (FUZZ_TIMES=10: 50 million); needs clang
 # make sanitize  loops, tests and parts under the sanitizers and valgrind: 20 minutes
+# make docs   the documentation site, in docs/_build/html; a warning is an error; needs mandoc
 # make clean  what the others made
 #
 # A stamp in .venv tells what is installed there, so that nothing is done twice.
@@ -18,7 +19,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 EXT    := $(wildcard ext/*.pyx ext/*.pxd ext/*.h) setup.py
 
-.PHONY: run test failover lint bench faults floods soak fuzz sanitize clean
+.PHONY: run test failover lint bench faults floods soak fuzz sanitize docs clean
 
 $(VENV)/stamp-venv:
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +42,10 @@ $(VENV)/stamp-test: $(VENV)/stamp-build
 
 $(VENV)/stamp-lint: $(VENV)/stamp-build
 	$(PIP) --group lint --group test
+	touch $@
+
+$(VENV)/stamp-docs: $(VENV)/stamp-build
+	$(PIP) --group docs
 	touch $@
 
 $(VENV)/stamp-bench: $(VENV)/stamp-build
@@ -91,5 +96,8 @@ fuzz: $(VENV)/stamp-build
 sanitize: $(VENV)/stamp-package $(VENV)/stamp-test
 	$(BIN)/python tests/sanitize/sanitizers.py
 
+docs: $(VENV)/stamp-docs
+	$(BIN)/python -m sphinx -W --keep-going -n -E -j auto -q -b html docs docs/_build/html
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info turnaway/*.so
+	rm -rf $(VENV) build dist docs/_build *.egg-info turnaway/*.so

@@ -8,7 +8,7 @@ test cannot part.  What is marked, by a comment on the line before the fence:
                           a guide, and below each what it prints.  `...` in a
                           line stands for any text, on a line of its own for
                           any lines; a date in a greeting stands for any date,
-                          the port of a client for any port.  Every command
+                          a port of a client and a pid for any.  Every command
                           must end with status 0.
     <!-- file: PATH -->   a file of that host, or of the MX
 
@@ -45,8 +45,8 @@ _FENCE = re.compile(
 _PROMPT = re.compile(r"(?:(?P<host>mx|listed|other)[#$]|\$) (?P<command>.*)")
 # What is another each time, and yet must look as shown.
 _DATE = r"[A-Z][a-z]{2}, \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d [+-]\d{4}(?: \(\w+\))?"
-_PORT = r"(?<=from=\[127\.0\.0\.1\]:)\d+"
-_VARIES = re.compile(f"(?P<any>\\.\\.\\.)|(?P<date>{_DATE})|(?P<port>{_PORT})")
+_NUMBER = r"(?<=from=\[127\.0\.0\.1\]:)\d+|(?<=pid )\d+|(?<=turnaway-fast\[)\d+"
+_VARIES = re.compile(f"(?P<any>\\.\\.\\.)|(?P<date>{_DATE})|(?P<number>{_NUMBER})")
 
 # Directories that a page may write to, private to the MX of a test.
 _OWN_DIRECTORIES = """
@@ -118,7 +118,7 @@ def _pattern(line: str) -> str:
     pattern, at = "", 0
     for varies in _VARIES.finditer(line):
         pattern += re.escape(line[at : varies.start()])
-        pattern += {"any": r"[^\n]*", "date": _DATE, "port": r"\d+"}[str(varies.lastgroup)]
+        pattern += {"any": r"[^\n]*", "date": _DATE, "number": r"\d+"}[str(varies.lastgroup)]
         at = varies.end()
     return pattern + re.escape(line[at:])
 

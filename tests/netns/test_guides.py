@@ -76,7 +76,11 @@ def test_a_block_is_read_as_it_is_meant() -> None:
         (["...", "c"], "a\nb\n", False),
         (["at ... (UTC);"], "at Sun, 22 Nov (UTC);\n", True),
         (["at ... (UTC);"], "at Sun, 22 Nov\n", False),
-        (["at Sun, 22 Nov 2026 16:37:22 +0000 (UTC);"], "at Mon, 23 Nov 2026 01:02:03 -0600 (MDT);\n", True),
+        (
+            ["at Sun, 22 Nov 2026 16:37:22 +0000 (UTC);"],
+            "at Mon, 23 Nov 2026 01:02:03 -0600 (MDT);\n",
+            True,
+        ),
         (["at Sun, 22 Nov 2026 16:37:22 +0000 (UTC);"], "at 22 Nov 2026;\n", False),
         (["from=[127.0.0.1]:51322 to"], "from=[127.0.0.1]:4 to\n", True),
         (["from=[127.0.0.1]:51322 to"], "from=[127.0.0.1] to\n", False),

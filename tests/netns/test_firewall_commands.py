@@ -135,6 +135,18 @@ def _without_what_passes(listed: str) -> str:
     return re.sub(r" expires \w+|packets \d+ bytes \d+", "", listed)
 
 
+def test_sets_are_applied_by_themselves(host: Recipe) -> None:
+    """What a timer does each hour, on rules that are loaded already."""
+    files = written(host)
+    one = host.street
+    alone = one.ctl(host.where, "apply", files[1], check=False)
+    assert (alone.returncode, "No such file" in alone.stderr) == (65, True)
+    one.ctl(host.where, "apply", files[0], "--confirm-within", "0")
+    assert not diverted(host)
+    one.ctl(host.where, "apply", files[1], "--confirm-within", "0")
+    assert diverted(host)
+
+
 def test_what_does_not_load_changes_nothing(host: Recipe) -> None:
     files = written(host)
     one = host.street

@@ -179,12 +179,13 @@ def test_nobody_slips_through_while_rules_and_sets_are_loaded_again(host: Recipe
             greetings.append(one.greeting(family.source("listed", number % 9), family.called))
         return greetings
 
-    text = "".join(Path(path).read_text() for path in files)
+    texts = [Path(path).read_text() for path in files]
     with ThreadPoolExecutor(6) as pool:
         callers = [pool.submit(call, number) for number in range(6)]
         try:
             for _ in range(10):
-                host.where.firewall(text)
+                for text in texts:
+                    host.where.firewall(text)
             one.ctl(host.where, "apply", *files, "--confirm-within", "0")
         finally:
             over.set()

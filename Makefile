@@ -9,6 +9,7 @@
 # make fuzz   5 million executions of the fuzz targets (FUZZ_TIMES=10: 50 million); needs clang
 # make sanitize  loops, tests and parts under the sanitizers and valgrind: 20 minutes
 # make coverage  which lines of ext/ and turnaway/ the tests run: 15 minutes; needs clang, llvm
+# make docs   the documentation site, in docs/_build/html; a warning is an error; needs mandoc
 # make clean  what the others made
 #
 # A stamp in .venv tells what is installed there, so that nothing is done twice.
@@ -19,7 +20,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 EXT    := $(wildcard ext/*.pyx ext/*.pxd ext/*.h) setup.py
 
-.PHONY: run test failover lint bench faults floods soak fuzz sanitize coverage clean
+.PHONY: run test failover lint bench faults floods soak fuzz sanitize coverage docs clean
 
 $(VENV)/stamp-venv:
 	$(PYTHON) -m venv $(VENV)
@@ -42,6 +43,10 @@ $(VENV)/stamp-test: $(VENV)/stamp-build
 
 $(VENV)/stamp-lint: $(VENV)/stamp-build
 	$(PIP) --group lint --group test
+	touch $@
+
+$(VENV)/stamp-docs: $(VENV)/stamp-build
+	$(PIP) --group docs
 	touch $@
 
 $(VENV)/stamp-bench: $(VENV)/stamp-build
@@ -98,5 +103,8 @@ coverage: $(VENV)/stamp-package $(VENV)/stamp-test
 	$(PIP) 'coverage>=7.6'
 	$(BIN)/python tests/cover/lines.py
 
+docs: $(VENV)/stamp-docs
+	$(BIN)/python -m sphinx -W --keep-going -n -E -j auto -q -b html docs docs/_build/html
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info turnaway/*.so
+	rm -rf $(VENV) build dist docs/_build *.egg-info turnaway/*.so

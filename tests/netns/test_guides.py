@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from guides import GUIDES, Step, matches, steps, street
+from guides import GUIDES, Step, Street, hosts, matches, steps
 from running import need
 
 from tests.netns.mail import Postbox
@@ -33,7 +33,7 @@ PAGES = sorted(GUIDES.glob("*.md"))
 @pytest.mark.parametrize("name", RUN)
 def test_a_page_does_what_it_says(name: str) -> None:
     need(*RUN[name])
-    with street() as made:
+    with hosts(Street) as made:
         # Behind HAProxy the mail server has moved to a place of its own.
         where = ("127.0.0.1",) if name == "haproxy" else ("0.0.0.0", "::")
         boxes = [Postbox(made.hosts["mx"], address) for address in where]
@@ -111,6 +111,9 @@ def test_a_block_is_read_as_it_is_meant() -> None:
         Step(10, "mx", "one \\\n    two", ("first", "...", "last")),
         Step(15, "listed", "three"),
     ]
+    assert steps("<!-- run -->\n```console\n$ one\n# two\n```\n") == [
+        Step(3, "here", "one", ("# two",))
+    ]
 
 
 @pytest.mark.parametrize(
@@ -123,6 +126,14 @@ def test_a_block_is_read_as_it_is_meant() -> None:
         (["...", "c"], "a\nb\n", False),
         (["at ... (UTC);"], "at Sun, 22 Nov (UTC);\n", True),
         (["at ... (UTC);"], "at Sun, 22 Nov\n", False),
+        (
+            ["at Sun, 22 Nov 2026 16:37:22 +0000 (UTC);"],
+            "at Mon, 23 Nov 2026 01:02:03 -0600 (MDT);\n",
+            True,
+        ),
+        (["at Sun, 22 Nov 2026 16:37:22 +0000 (UTC);"], "at 22 Nov 2026;\n", False),
+        (["from=[127.0.0.1]:51322 to"], "from=[127.0.0.1]:4 to\n", True),
+        (["from=[127.0.0.1]:51322 to"], "from=[127.0.0.1] to\n", False),
         ([], "", True),
         ([], "a\n", False),
     ],

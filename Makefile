@@ -3,8 +3,13 @@
 # make lint   ruff and mypy
 # make failover  diversion hosts that fail and come back, and how many clients got no banner
 # make bench  the benchmarks (pytest-benchmark)
+# make faults, make floods, make soak
+#             what goes wrong and who comes too often, and the tables of
+#             docs/reliability.md from it; floods and soak take minutes and want root
 # make fuzz   5 million executions of the fuzz targets (FUZZ_TIMES=10: 50 million); needs clang
 # make sanitize  loops, tests and parts under the sanitizers and valgrind: 20 minutes
+# make coverage  which lines of ext/ and turnaway/ the tests run: 15 minutes; needs clang, llvm
+# make docs   the documentation site, in docs/_build/html; a warning is an error; needs mandoc
 # make clean  what the others made
 #
 # A stamp in .venv tells what is installed there, so that nothing is done twice.
@@ -15,7 +20,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 EXT    := $(wildcard ext/*.pyx ext/*.pxd ext/*.h) setup.py
 
-.PHONY: run test failover lint bench fuzz sanitize clean
+.PHONY: run test failover lint bench faults floods soak fuzz sanitize coverage docs clean
 
 $(VENV)/stamp-venv:
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +43,10 @@ $(VENV)/stamp-test: $(VENV)/stamp-build
 
 $(VENV)/stamp-lint: $(VENV)/stamp-build
 	$(PIP) --group lint --group test
+	touch $@
+
+$(VENV)/stamp-docs: $(VENV)/stamp-build
+	$(PIP) --group docs
 	touch $@
 
 $(VENV)/stamp-bench: $(VENV)/stamp-build
@@ -66,7 +75,19 @@ lint: $(VENV)/stamp-package $(VENV)/stamp-lint
 
 bench: $(VENV)/stamp-package $(VENV)/stamp-bench
 	$(BIN)/python -m bench build
-	$(BIN)/python -m pytest bench $(PYTEST_ARGS)
+	$(BIN)/python -m pytest bench --ignore bench/floods $(PYTEST_ARGS)
+
+faults: $(VENV)/stamp-package $(VENV)/stamp-test
+	$(BIN)/python -m pytest tests/faults --write-page \
+		--ignore tests/faults/test_page.py $(PYTEST_ARGS)
+
+floods: $(VENV)/stamp-package $(VENV)/stamp-bench
+	$(BIN)/python -m bench build
+	$(BIN)/python -m pytest bench/floods --write-page $(PYTEST_ARGS)
+
+soak: $(VENV)/stamp-package $(VENV)/stamp-bench
+	$(BIN)/python -m bench build
+	unshare -n sh -c 'ip link set lo up && exec $(BIN)/python -m bench soak --write'
 
 FUZZ_TIMES ?= 1
 
@@ -74,7 +95,16 @@ fuzz: $(VENV)/stamp-build
 	$(BIN)/python tests/fuzz/fuzzers.py run --times $(FUZZ_TIMES)
 
 sanitize: $(VENV)/stamp-package $(VENV)/stamp-test
+	$(PIP) 'pytest-benchmark>=5' hdrhistogram pygal
+	$(BIN)/python -m bench build
 	$(BIN)/python tests/sanitize/sanitizers.py
 
+coverage: $(VENV)/stamp-package $(VENV)/stamp-test
+	$(PIP) 'coverage>=7.6'
+	$(BIN)/python tests/cover/lines.py
+
+docs: $(VENV)/stamp-docs
+	$(BIN)/python -m sphinx -W --keep-going -n -E -j auto -q -b html docs docs/_build/html
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info turnaway/*.so
+	rm -rf $(VENV) build dist docs/_build *.egg-info turnaway/*.so

@@ -1,4 +1,4 @@
-"""`python -m bench`: build, compare, guard.
+"""`python -m bench`: build, compare, guard, soak.
 
 Owns the command line of the bench and nothing else. Exits 0 when all was
 measured, 1 when a chosen server gave a wrong answer or could not be measured,
@@ -34,12 +34,19 @@ def main(arguments: list[str] | None = None) -> int:
     comparing.add_argument("--output", type=Path, help="folder for JSON, HTML and SVG")
     guarding = commands.add_parser("guard", help="system calls and packets per connection")
     guarding.add_argument("--peers", default="turnaway")
+    soaking = commands.add_parser("soak", help="millions of connections: what grows, what is lost")
+    soaking.add_argument("--connections", type=int, default=10_000_000)
+    soaking.add_argument("--workers", type=int, default=2)
+    soaking.add_argument("--clients", type=int, default=2, help="threads that connect")
+    soaking.add_argument("--write", action="store_true", help="the table of docs/reliability.md")
     chosen = parser.parse_args(arguments)
     if chosen.command == "build":
         from bench.build import build
 
         build(force=chosen.force)
         return 0
+    if chosen.command == "soak":
+        return _soak(chosen)
     try:
         return _compare(chosen) if chosen.command == "compare" else _guard(chosen)
     except ValueError as error:
@@ -115,6 +122,34 @@ def _guard(chosen: argparse.Namespace) -> int:
         print(f"{name}: {calls.per_connection:.2f} system calls {calls.kinds}")
         print(f"{name}: {packets.per_connection:.2f} packets {packets.kinds}")
     return failed
+
+
+def _soak(chosen: argparse.Namespace) -> int:
+    from bench import peers, reliability, soak
+
+    peer = peers.turnaway("turnaway", "soak", *peers.CAPPED, workers=chosen.workers)
+    with peer.running() as server:
+        before = soak.counters(server, 1)["accepted"]
+        told = [0, time.monotonic()]
+
+        def progress(count: int) -> None:
+            told[0] += count
+            if time.monotonic() - told[1] > 10:
+                told[1] = time.monotonic()
+                print(f"{told[0]:,} connections", file=sys.stderr, flush=True)
+
+        done = soak.soak(server, chosen.connections, progress, chosen.clients)
+        done.extra = before
+        done.counters = soak.counters(server, done.connections + before)
+    for name, figure in done.figures().items():
+        print(f"{name}: {figure}")
+    if chosen.write:
+        said = f"make soak (python -m bench soak --connections {chosen.connections})"
+        rows = [{"what": name, "figure": figure} for name, figure in done.figures().items()]
+        reliability.record("soak", said, rows, done.as_dict())
+    for trouble in done.troubles():
+        print(trouble, file=sys.stderr)
+    return 1 if done.troubles() else 0
 
 
 if __name__ == "__main__":

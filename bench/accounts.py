@@ -116,6 +116,15 @@ def time_wait_room() -> int:
     return 0
 
 
+def orphans() -> int:
+    """Sockets of TCP that no process holds any more (sockstat, in this namespace)."""
+    for line in (PROC / "net/sockstat").read_text().splitlines():
+        fields = line.split()
+        if fields and fields[0] == "TCP:":
+            return int(fields[fields.index("orphan") + 1])
+    return 0
+
+
 def queue_limit() -> int:
     """The longest accept queue the kernel grants."""
     return int((PROC / "sys/net/core/somaxconn").read_text())

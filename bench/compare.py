@@ -10,10 +10,8 @@ every measurement is verified; what went wrong is in the result.
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench import accounts, blast, counts
+from bench import accounts, blast, counts, reliability, soak
 from bench.drain import drain, full_queue
 from bench.peers import PEERS, VARIANTS, NotReady, Peer, Running
 
@@ -34,8 +32,6 @@ COLUMNS = (
 )  # fmt: skip
 LEFT_BEHIND = 1000
 LOG_SECONDS = 1.3
-SOAK_CHUNK = 20_000
-SOAK_WARM = 100_000
 
 
 @dataclass(frozen=True)
@@ -265,44 +261,22 @@ def note_memory(peer: Peer, server: Running, book: Book, options: Options) -> No
     book.add("pss_mib", pss / 2**20)
 
 
-def soak(
+def note_soak(
     server: Running, book: Book, connections: int, step: Callable[[int], None] | None = None
 ) -> None:
     """Growth of resident memory from after the warming up to after so many."""
-    done = 0
-    warm: int | None = None
-    while done < connections + SOAK_WARM:
-        if warm is None and done >= SOAK_WARM:
-            warm = accounts.resident_bytes(server.pid)[0]
-        part = min(SOAK_CHUNK, connections + SOAK_WARM - done)
-        result = blast.closed(
-            server.address, server.port, connections=part, concurrency=512,
-            sources=250, expect=server.expect,
-        )  # fmt: skip
-        book.judge("silent", result)
-        done += part
-        if step is not None:
-            step(part)
-    time.sleep(0.2)
-    if warm is not None:
-        grown = accounts.resident_bytes(server.pid)[0] - warm
-        book.add("growth_mib", grown / 2**20)
-        book.notes["soak_connections"] = connections
+    done = soak.soak(server, connections, step)
+    sums = book.outcomes.setdefault("silent", dict.fromkeys(blast.OUTCOMES, 0))
+    for outcome, number in done.outcomes.items():
+        sums[outcome] += number
+    book.add("growth_mib", done.grown_kib / 1024)
+    book.notes["soak_connections"] = connections
 
 
 def machine() -> dict[str, Any]:
-    """Where and when this was measured."""
-    model = platform.processor()
-    for line in (accounts.PROC / "cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            model = line.partition(":")[2].strip()
-            break
+    """Where and when this was measured, and under what load."""
     return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
+        **reliability.machine(),
         "load_average": os.getloadavg(),
         "somaxconn": accounts.queue_limit(),
     }
@@ -461,7 +435,7 @@ def compare(options: Options, progress: Progress = lambda _: None) -> Comparison
                     _guarded(run, name, column, measure, peer, server)
         if options.soak and "turnaway" in up:
             progress("soak turnaway")
-            soak(up["turnaway"][1], run.books["turnaway"], options.soak)
+            note_soak(up["turnaway"][1], run.books["turnaway"], options.soak)
         for name in names:
             server = up[name][1]
             if server.syslog is not None:

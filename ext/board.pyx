@@ -4,7 +4,8 @@
 Owns: the memory of `listeners.pxd`, from before the first accept until the
 last loop has ended, and the only way for Python to reach it: publish a banner,
 attach a socket, read counters, say stop.  Setup calls raise; the loops take
-the memory through `capsule` and never come back here.
+the memory through `capsule` and never come back here.  Beside it stand the calls
+of sandbox.h, which sandbox.py makes once.
 """
 
 from cpython.exc cimport PyErr_SetFromErrno
@@ -22,14 +23,21 @@ from listeners cimport PROXIES as PROXY_COUNT
 from libc.errno cimport errno
 from lists cimport LISTS_MOST, lists_load
 from net cimport (
-    NET_SHARE, net_capabilities, net_cork, net_finwait, net_give_up,
-    net_keep_capabilities, net_limit_capabilities, net_load32, net_load64,
-    net_no_new_privileges, net_peer_user, net_share, net_store32,
+    NET_SHARE, net_cork, net_finwait, net_give_up, net_load32, net_load64, net_peer_user,
+    net_share, net_store32, net_whole_blocks,
 )
 from pool cimport FIFOS
 from pool cimport QUEUES as QUEUE_COUNT
 from pool cimport Client, pool_init
+from posix.unistd cimport close
 from ring cimport Record
+from sandbox cimport (
+    SANDBOX_MAKE, SANDBOX_READ, SANDBOX_REMOVE, SANDBOX_WRITE,
+    sandbox_capabilities, sandbox_capability_mode, sandbox_keep_capabilities,
+    sandbox_landlock_abi, sandbox_landlock_begin, sandbox_landlock_end, sandbox_landlock_path,
+    sandbox_landlock_port, sandbox_limit_capabilities, sandbox_no_new_privileges,
+    sandbox_pledge, sandbox_undumpable, sandbox_unveil,
+)
 from slot cimport SLOT_MARKS, SLOT_OCTETS, Answer, slot_publish
 from slot cimport WORDS as WORDS_COUNT
 
@@ -68,6 +76,10 @@ MANNERS = ("now", "drain", "quit", "reset", "ask")
 EXPECTED = ("any", "http", "tls", "socks")
 STATES = ("new", "running", "stopped", "broken")
 DETAILS = ("none", "capped", "sample", "all")
+
+
+# Before any settings are read.
+net_whole_blocks()
 
 
 # When sockets of one address can be made to share its connections evenly.
@@ -112,30 +124,88 @@ def peer_user(int fd):
     return user
 
 
+# What landlock() may leave of a file, or beneath a directory; added together.
+MAY_READ = SANDBOX_READ
+MAY_WRITE = SANDBOX_WRITE
+MAY_MAKE = SANDBOX_MAKE
+MAY_REMOVE = SANDBOX_REMOVE
+
+
+cdef int done(int result, str call) except -1:
+    """`result` of a call of sandbox.h.  Raises OSError with its errno when it is -1."""
+    if result < 0:
+        raise OSError(errno, call)
+    return result
+
+
 def no_new_privileges():
     """From now on nothing this process executes gains privileges.  Raises OSError."""
-    if net_no_new_privileges() != 0:
-        raise OSError(errno, "no_new_privs")
+    done(sandbox_no_new_privileges(), "no_new_privs")
+
+
+def undumpable():
+    """No core of this process, and none but root may trace it.  Raises OSError."""
+    done(sandbox_undumpable(), "undumpable")
+
+
+def landlock_abi():
+    """The version of Landlock that can be used here, 1..7; raises OSError where none can."""
+    return done(sandbox_landlock_abi(), "landlock_create_ruleset")
+
+
+def landlock(int abi, rules, ports):
+    """Forbid what version `abi` of Landlock can forbid, for this thread and those it starts.
+
+    But for `rules`, [(descriptor of a file or directory, MAY_*)], and for bind(2)
+    to the TCP `ports` (None: to any).  Needs no_new_privileges().  Raises OSError,
+    and then nothing was forbidden.
+    """
+    cdef int ruleset = done(sandbox_landlock_begin(abi, ports is None), "landlock_create_ruleset")
+    try:
+        for fd, may in rules:
+            done(sandbox_landlock_path(ruleset, abi, fd, may), "landlock_add_rule")
+        # Before version 4 there is no rule for ports, and bind(2) is not forbidden.
+        for port in (ports or ()) if abi >= 4 else ():
+            done(sandbox_landlock_port(ruleset, port), "landlock_add_rule")
+        done(sandbox_landlock_end(ruleset), "landlock_restrict_self")
+    finally:
+        close(ruleset)
+
+
+def unveil(path, str permissions):
+    """unveil(2) of OpenBSD; path None: no more of them.  Raises OSError."""
+    if path is None:
+        done(sandbox_unveil(NULL, NULL), "unveil")
+    else:
+        done(sandbox_unveil(<bytes>path, permissions.encode("ascii")), "unveil")
+
+
+def pledge(str promises):
+    """pledge(2) of OpenBSD.  Raises OSError."""
+    done(sandbox_pledge(promises.encode("ascii")), "pledge")
+
+
+def capability_mode():
+    """cap_enter(2) of FreeBSD.  Raises OSError."""
+    done(sandbox_capability_mode(), "cap_enter")
 
 
 def capabilities():
     """The permitted capabilities of this thread as bits, capabilities(7); 0 where a
     system has none."""
-    return net_capabilities()
+    return sandbox_capabilities()
 
 
 def limit_capabilities(uint64_t kept):
     """Give up all capabilities but those of the bits `kept`, and have these in
     effect.  Raises OSError, such as EPERM for one that is not permitted."""
-    if net_limit_capabilities(kept) != 0:
-        raise OSError(errno, "capset")
+    done(sandbox_limit_capabilities(kept), "capset")
 
 
 def keep_capabilities(bint keep):
     """Whether they stay permitted when this thread becomes an ordinary user.
     Raises OSError."""
-    if net_keep_capabilities(keep) != 0:
-        raise OSError(errno, "keepcaps")
+    done(sandbox_keep_capabilities(keep), "keepcaps")
 
 
 def accept_policy(int error):

@@ -29,7 +29,6 @@
 #include <malloc.h>
 #endif
 #if defined(__linux__)
-#include <linux/capability.h>
 #include <sched.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
@@ -343,62 +342,6 @@ static inline int64_t net_peer_user(int fd)
 #endif
 }
 
-/* Nothing this process executes may gain privileges: prctl(2). */
-static inline int net_no_new_privileges(void)
-{
-#if defined(__linux__)
-    return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-#else
-    return 0;
-#endif
-}
-
-/*
- * Capabilities of this thread, as bits: capabilities(7).  Threads that it makes
- * have the same.  Where a system has none, there is nothing to read or to change.
- */
-static inline uint64_t net_capabilities(void)
-{
-#if defined(__linux__)
-    struct __user_cap_header_struct head = {_LINUX_CAPABILITY_VERSION_3, 0};
-    struct __user_cap_data_struct data[2];
-    memset(data, 0, sizeof data);
-    if (syscall(SYS_capget, &head, data) != 0)
-        return 0;
-    return (uint64_t)data[1].permitted << 32 | data[0].permitted;
-#else
-    return 0;
-#endif
-}
-
-/* Have none but `kept`, permitted and effective alike, and nothing to inherit:
- * 0 or -1.  With nothing to inherit the ambient ones go too. */
-static inline int net_limit_capabilities(uint64_t kept)
-{
-#if defined(__linux__)
-    struct __user_cap_header_struct head = {_LINUX_CAPABILITY_VERSION_3, 0};
-    struct __user_cap_data_struct data[2];
-    memset(data, 0, sizeof data);
-    data[0].permitted = data[0].effective = (uint32_t)kept;
-    data[1].permitted = data[1].effective = (uint32_t)(kept >> 32);
-    return (int)syscall(SYS_capset, &head, data);
-#else
-    (void)kept;
-    return 0;
-#endif
-}
-
-/* Whether capabilities outlive the change to an ordinary user: prctl(2). */
-static inline int net_keep_capabilities(int keep)
-{
-#if defined(__linux__)
-    return prctl(PR_SET_KEEPCAPS, keep, 0, 0, 0);
-#else
-    (void)keep;
-    return 0;
-#endif
-}
-
 /*
  * Let big blocks of memory come from mmap(2) alone, so that they go back when they
  * are freed: mallopt(3).  By itself glibc raises its limit to the size of the last
@@ -516,6 +459,22 @@ static inline void net_queue_woken(const struct kevent *event)
             ;
 }
 #endif
+
+/*
+ * Before a watched descriptor is closed.  It leaves its epoll or kqueue by
+ * itself; but libkqueue would take the next of its number for the old one.
+ */
+static inline void net_forget(int queue, int fd)
+{
+#if defined(LIBKQUEUE) && defined(TURNAWAY_KQUEUE)
+    struct kevent change;
+    net_change(&change, fd, EVFILT_READ, EV_DELETE, 0);
+    (void)kevent(queue, &change, 1, NULL, 0, NULL);
+#else
+    (void)queue;
+    (void)fd;
+#endif
+}
 
 /* One writer, any readers: what was written before a release is seen by who
  * acquires it. */

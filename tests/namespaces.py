@@ -15,6 +15,7 @@ a client or a capture is there at once and needs no program of its own.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 import socket
@@ -138,6 +139,16 @@ class Namespace:
         return subprocess.Popen(
             [*self.enter(), *argv], stdin=pipe, stdout=pipe, stderr=pipe, text=True
         )
+
+    def inhabit(self) -> None:
+        """This thread of the test lives in the namespace from now on (setns(2); root only).
+
+        Give it a thread of its own, which ends there.
+        """
+        libc = ctypes.CDLL(None, use_errno=True)
+        with open(f"/proc/{self.pid}/ns/net") as network:
+            if libc.setns(network.fileno(), 0) != 0:
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
     def run(
         self, *argv: str, text: str = "", check: bool = True

@@ -218,9 +218,11 @@ def running(
     name: str = NAME,
     program: Path | str = COMMAND,
     wrapper: Sequence[str] = (),
+    file: Path | None = None,
     **popen: object,
 ) -> Iterator[Daemon]:
-    """turnaway-fast on one listener (or on `listeners`), until the block ends.
+    """turnaway-fast on one listener (or on `listeners`, or those of the configuration
+    `file`), until the block ends.
 
     Foreground, without a pidfile, logging to `syslog`; `options` come last and
     so win.  `wrapper` is put before the command (unshare, strace, taskset).
@@ -233,8 +235,7 @@ def running(
             *command("-f", "--pidfile", "none", "--control", "none", program=program),
             *("--log", f"syslog:{syslog.path}"),
             *options,
-            LOCATION,
-            *(listeners or [f"{place} {name}"]),
+            *(["-c", str(file)] if file else [LOCATION, *(listeners or [f"{place} {name}"])]),
         ],
         stderr=subprocess.PIPE,
         text=True,

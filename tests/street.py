@@ -153,6 +153,8 @@ class Street:
 
     def daemon(self, where: Namespace, name: str, ports: dict[str, int]) -> Daemon:
         """turnaway-fast in a namespace: its banner names the list, and the host."""
+        # Without root the daemon is nobody there, who may not bind port 25.
+        where.run("sysctl", "-qw", "net.ipv4.ip_unprivileged_port_start=0")
         places = [
             f"{place}:{port} {listed}.{name}"
             for listed, port in ports.items()
@@ -237,6 +239,8 @@ class Street:
             return "refused"
         except TimeoutError:
             return "timeout"
+        except OSError as error:  # reset, or no route while an address moves
+            return str(error.strerror).lower()
         session.close()
         return session.greeting
 

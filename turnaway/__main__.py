@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif command.check:
             _check(command.settings)
         else:
-            return daemon.run(command.settings, command.reread)
+            return daemon.run(command.settings, command.reread, command.sources)
         return 0
     except Failure as failure:
         return cli.report(cli.program_name(argv[0]), failure)

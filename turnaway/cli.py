@@ -13,14 +13,14 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 from turnaway import __version__, config, personas, values
-from turnaway.draft import DEFAULT_PERSONA, Draft, ListenerDraft, Mistakes, Settling
+from turnaway.draft import DEFAULT_PERSONA, Asked, Draft, ListenerDraft, Mistakes, Settling
 from turnaway.exits import CONFIGURATION, USAGE, Failure
-from turnaway.settings import DEFAULT_PORT, Limits, Settings
+from turnaway.settings import DEFAULT_PORT, Identity, Limits, Settings
 
 DESCRIPTION = "Turn unwanted connections away: say why in one message, and close."
 EPILOG = (
@@ -42,6 +42,7 @@ CHECKS: dict[str, Callable[[str], object]] = {
     "proxy-from": values.networks,
     "pidfile": values.path_or_none,
     "control": values.path_or_none,
+    "sandbox": values.sandbox,
     "workers": values.workers,
     "max-held": lambda text: values.number(text, 0, 1 << 17),
     "max-held-source": lambda text: values.number(text, 1, 1 << 17),
@@ -61,6 +62,8 @@ class Command:
     show_banner: bool = False
     print_config: bool = False
     reread: Callable[[], Settings] | None = None  # None: no file to read again
+    sources: list[str] | None = None  # the files that it reads
+    became: dict[Asked, Identity | None] = field(default_factory=dict)
 
     def configuration(self) -> str:
         """The settings as a file that reads back as the same."""
@@ -164,7 +167,7 @@ def parser(program: str) -> argparse.ArgumentParser:
     process.add_argument(
         "--keep-bind",
         action="store_true",
-        help="keep the right to bind ports below 1024, and no other, so that a reload may add them",
+        help="keep the right to bind any port, also below 1024, and no other, for a reload",
     )
     process.add_argument("--chroot", metavar="DIR", help="root directory after the start")
     process.add_argument(
@@ -176,6 +179,12 @@ def parser(program: str) -> argparse.ArgumentParser:
         "--control",
         metavar="PATH|none",
         help="control socket (default: /var/run/COMMAND.ctl, or in $XDG_RUNTIME_DIR)",
+    )
+    process.add_argument(
+        "--sandbox",
+        metavar="HOW",
+        help="give up everything but answering after the start: on where the kernel can, off, or"
+        " require (default: on)",
     )
     process.add_argument(
         "-w",
@@ -250,19 +259,25 @@ def program_name(argv0: str) -> str:
     return "turnaway-fast" if name in ("__main__.py", "-m", "-c", "") else name
 
 
-def parse(argv: Sequence[str], root: bool | None = None, file: Path | None = None) -> Command:
+def parse(
+    argv: Sequence[str],
+    root: bool | None = None,
+    file: Path | None = None,
+    became: dict[Asked, Identity | None] | None = None,
+) -> Command:
     """argv, with the program's path first -> Command.
 
     Raises Failure with every mistake of the line.  Its status is that of the
     mistakes when all are of one kind, else USAGE.  Prints and exits for -h and
     -V, as argparse does.  `root`: whether we were started as root (default:
-    whether we are); `file`: the configuration file, wherever we are now.
+    whether we are); `file`: the configuration file, wherever we are now; `became`:
+    for a reload, what the first command says of it.
     """
     if root is None:
         root = os.geteuid() == 0
-    command, used = _Reading(program_name(argv[0]), list(argv[1:])).command(root, file)
+    command, used = _Reading(program_name(argv[0]), list(argv[1:])).command(root, file, became)
     if used is not None:
-        command.reread = lambda: parse(argv, root, used).settings
+        command.reread = lambda: parse(argv, root, used, command.became).settings
     return command
 
 
@@ -291,7 +306,9 @@ class _Reading:
                     options.words.append(word)
             return options
 
-    def command(self, root: bool, file: Path | None) -> tuple[Command, Path | None]:
+    def command(
+        self, root: bool, file: Path | None, became: dict[Asked, Identity | None] | None
+    ) -> tuple[Command, Path | None]:
         """What is asked for, and the configuration file it came from."""
         options = self.options
         line = self._line()
@@ -310,8 +327,14 @@ class _Reading:
                 f"{where}, and a LISTENER; for example: {EXAMPLE}",
                 CONFIGURATION if options.config else USAGE,
             )
-        settings = Settling(self.program, line, files, self.mistakes, root).settings()
+        settling = Settling(self.program, line, files, self.mistakes, root, became)
+        settings = settling.settings()
         command = Command(settings, options.check, options.show_banner, options.print_config)
+        command.became[settling.asked] = settings.identity
+        if file is not None:
+            shipped = (str(personas.HOME / f"{name}.toml") for name in personas.NAMES)
+            listed = (path for one in settings.lists for path in one.files)
+            command.sources = [*files.sources, *shipped, *listed]
         return command, file
 
     def _line(self) -> Draft:

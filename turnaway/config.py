@@ -46,6 +46,7 @@ def read(path: Path, mistakes: Mistakes, root: bool) -> Draft:
     _guard(path.with_name(path.name + ".d"), mistakes, root)
     for one in files(path):
         try:
+            draft.sources.append(str(one))
             octets = octets_of(one, CONFIGURATION, root)
             document = Document(str(one), octets, CONFIGURATION)
             _File(document, draft, one.parent, mistakes, root)
@@ -120,6 +121,7 @@ class _File:
             "chroot": self._text(table, "chroot", values.absolute),
             "log": self._text(table, "log", values.log),
             "metrics": self._text(table, "metrics", values.metrics),
+            "sandbox": self._text(table, "sandbox", values.sandbox),
             "interval": table.number("interval", 1, 86400),
             "max-held": table.number("max-held", 0, 1 << 17),
             "max-held-source": table.number("max-held-source", 1, 1 << 17),
@@ -196,6 +198,7 @@ class _File:
         if file is None:
             return None
         try:
+            self.draft.sources.append(str(self.folder / file))
             return personas.read(self.folder / file, name, self.root)
         except Failure as failure:
             for reason in failure.reasons:

@@ -163,6 +163,7 @@ def status(options: argparse.Namespace) -> int:
     workers = reply["workers"]
     user = " with ".join([reply["user"], *reply["capabilities"]])
     say(f"{reply['program']} {reply['version']}, pid {reply['pid']}, user {user}")
+    say(f"sandbox   {reply['sandbox']}")
     say(f"uptime    {span(reply['uptime'])}")
     states = [
         one["state"]

@@ -8,8 +8,10 @@ be done whole is not done at all.
 """
 
 import dataclasses
+import gc
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Collection
 from socket import socket
@@ -26,6 +28,7 @@ from turnaway.journal import Journal
 from turnaway.notify import Supervisor
 from turnaway.outlet import ERROR, INFO, NOTICE, WARNING
 from turnaway.poller import Poller
+from turnaway.sandbox import Sandbox
 from turnaway.settings import Detail, Exposition, Identity, Listener, Settings
 from turnaway.stats import Ledger
 
@@ -39,6 +42,7 @@ FIXED = (
     "chroot",
     "pidfile",
     "control",
+    "sandbox",
     "log",
     "syslog_socket",
     "json_path",
@@ -53,6 +57,9 @@ NAMES = {
     "json_path": "log",
 }
 
+# Earlier loops that still hold clients; each has its threads and its memory.
+RETIRED = 16
+
 Reread = Callable[[], Settings]
 
 
@@ -60,12 +67,13 @@ def _noted(number: int, frame: FrameType | None) -> None:
     """The signal's number is in the wakeup pipe already; see serve()."""
 
 
-def run(settings: Settings, reread: Reread | None = None) -> int:
+def run(settings: Settings, reread: Reread | None = None, sources: list[str] | None = None) -> int:
     """From checked settings to the end of the process; returns the exit status.
 
-    `reread` reads the settings again, for a reload, and raises Failure; None
-    when they came from the command line alone.  Raises Failure when the daemon
-    cannot start.  In the background the caller's own process never returns.
+    `reread` reads the settings again, for a reload, and raises Failure, `sources`
+    are the files that it reads; None when they came from the command line alone.
+    Raises Failure when the daemon cannot start.  In the background the caller's own
+    process never returns.
     """
     for listener in settings.listeners:
         answers.render(listener, time.time())
@@ -84,6 +92,7 @@ def run(settings: Settings, reread: Reread | None = None) -> int:
         journal = Journal(settings, ledger)
         sight = metrics.opened(settings, ledger, journal.lost)
         time.tzset()  # reads the zone now; a chroot may have none
+        sandbox = Sandbox(settings, sources)
         lifeline = foreground() if settings.foreground else detach()
     except Failure:
         _remove(door, pidfile)
@@ -91,7 +100,7 @@ def run(settings: Settings, reread: Reread | None = None) -> int:
     try:
         try:
             daemon = _start(
-                settings, pidfile, door, sockets, journal, ledger, sight, lifeline, reread
+                settings, pidfile, door, sockets, journal, ledger, sight, lifeline, reread, sandbox
             )
             daemon.handed_in = inherited.names
         except (OSError, RuntimeError) as error:  # such as out of descriptors, of threads
@@ -124,6 +133,7 @@ def _start(
     sight: metrics.Metrics | None,
     lifeline: Lifeline,
     reread: Reread | None,
+    sandbox: Sandbox,
 ) -> "_Daemon":
     user = str(os.geteuid())
     supervisor = Supervisor()
@@ -153,7 +163,10 @@ def _start(
             "keep-bind: there is no CAP_NET_BIND_SERVICE to keep; start as root, or give the"
             " process that capability"
         )
-    daemon = _Daemon(settings, pidfile, door, journal, ledger, sight, supervisor, user, reread)
+    sandbox.close()  # for every thread that is started from now on, too
+    daemon = _Daemon(
+        settings, pidfile, door, journal, ledger, sight, supervisor, user, reread, sandbox
+    )
     signal.set_wakeup_fd(daemon.ring, warn_on_full_buffer=False)
     for number in SIGNALS:
         signal.signal(number, _noted)
@@ -162,7 +175,7 @@ def _start(
         sight.begin(daemon.poller)
     # After the loops, so that they never see a signal; whatever mask the caller left.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    journal.started(" with ".join([user, *left]), LOOP)
+    journal.started(" with ".join([user, *left]), LOOP, sandbox.in_force)
     for text in told:
         journal.say(WARNING, text)
     if allowed < descriptors:
@@ -190,6 +203,7 @@ class _Daemon:
         supervisor: Supervisor,
         user: str,
         reread: Reread | None,
+        sandbox: Sandbox,
     ) -> None:
         self.settings = settings
         self.pidfile = pidfile
@@ -199,6 +213,7 @@ class _Daemon:
         self.sight = sight
         self.supervisor = supervisor
         self.user = user
+        self.sandbox = sandbox
         self.reread = reread
         self.began = time.monotonic()
         self.handed_in: dict[str, str] = {}  # place -> name a supervisor gave its socket
@@ -206,9 +221,13 @@ class _Daemon:
         self.told: list[str] = []  # by the reload that goes on
         self.paused: set[str] = set()  # places of listeners; a reload keeps them
         self.retired: list[Engine] = []
+        self.asked = False  # SIGHUP came, and the reload has still to be done
         self.poller = Poller()
         self.control = Control(door, self.poller, self.obey) if door else None
         # Loops and signals wake the tick through one pipe.
+        self._second = 0  # of the answers
+        self._noticed = b""  # signals that came during a reload
+        self._reading: threading.Thread | None = None  # the files, for the last reload
         self.bell, self.ring = os.pipe()
         os.set_blocking(self.bell, False)
         os.set_blocking(self.ring, False)
@@ -239,41 +258,59 @@ class _Daemon:
         if self.control:
             self.control.close()
         _remove(self.door, self.pidfile)
-        return 0 if ended else OS_ERROR
+        status = 0 if ended else OS_ERROR
+        if self._reading is not None and self._reading.is_alive():
+            # It cannot be ended: for that glibc would load a library, which the sandbox
+            # forbids, and abort.
+            os._exit(status)
+        return status
 
     def serve(self) -> str:
         """The tick, until a signal says stop; returns its name."""
         self.poller.watch(self.bell, lambda: None)
-        second = int(time.time())
         while True:
             # To the beginning of the next second of the calendar, by which banners
             # go; a clock that is set is followed within a second.
             now = time.time()
-            seconds = 1 - now % 1
+            seconds = 0.0 if self._noticed else 1 - now % 1
             self.poller.wait(self.control.patience(seconds) if self.control else seconds)
             self._prove_life()
-            if int(time.time()) != second:
-                second = int(time.time())
-                for engine in (*self.retired, self.engine):
-                    _publish(engine.settings, engine)
-            try:
-                woken = os.read(self.bell, 4096)
-            except BlockingIOError:
-                woken = b""
+            self._renew()
+            woken, self._noticed = self._noticed + self._woken(), b""
             self.tick()
             if self.sight:
                 for severity, text in self.sight.tick():
                     self.journal.say(severity, text)
             self._bury()
-            for number in woken:
+            # A signal that came many times since the last look is obeyed once: what it
+            # asks for is done after the last of them.
+            for number in dict.fromkeys(woken):
                 if number in (signal.SIGTERM, signal.SIGINT):
                     return signal.Signals(number).name
                 if number == signal.SIGUSR1:
                     self.journal.counters()
                 elif number == signal.SIGHUP:
-                    _, told = self.reload()
-                    if self.reread is None:
-                        self.journal.say(INFO, f"SIGHUP: {told[0]}")
+                    self.asked = True
+            # With as many loops as may be, it waits until the oldest have ended.
+            if self.asked and len(self.retired) < RETIRED:
+                self.asked = False
+                _, told = self.reload()
+                if self.reread is None:
+                    self.journal.say(INFO, f"SIGHUP: {told[0]}")
+
+    def _renew(self) -> None:
+        """The answers of this second, once in it."""
+        if int(time.time()) != self._second:
+            self._second = int(time.time())
+            for engine in (*self.retired, self.engine):
+                _publish(engine.settings, engine)
+
+    def _woken(self) -> bytes:
+        """The numbers of the signals that came, and zeros of the loops."""
+        try:
+            return os.read(self.bell, 4096)
+        except BlockingIOError:
+            return b""
 
     def _prove_life(self) -> None:
         """Feed the supervisor's watchdog, but only when every loop has turned since
@@ -331,6 +368,9 @@ class _Daemon:
             self.journal.leave(engine.board)
             self.ledger.leave(engine.board)
             self.retired.remove(engine)
+            # The parsers of the files are cycles, and hold the lists of then.
+            del engine
+            gc.collect()
 
     def _tell(self, severity: int, text: str) -> None:
         """About the reload that goes on: to the log, and to who asked for it."""
@@ -340,7 +380,11 @@ class _Daemon:
     def reload(self) -> tuple[bool, list[str]]:
         """Reload, and say whether it was done and what there was to tell."""
         self.told = []
-        done = self._reload()
+        done = False
+        if len(self.retired) < RETIRED:
+            done = self._reload()
+        else:
+            self.told.append(f"{RETIRED} earlier loops still hold clients; try again")
         self.reloaded = {"at": int(time.time()), "ok": done, "told": self.told}
         return done, self.told
 
@@ -356,7 +400,7 @@ class _Daemon:
             return False
         self.supervisor.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}\n")
         try:
-            settings = self._allowed(self.reread())
+            settings = self._allowed(self._read_anew(self.reread))
             sockets, settings = self._sockets(settings)
             if not settings.listeners:
                 raise Failure(OS_ERROR, "no listener is left that could be bound")
@@ -386,6 +430,32 @@ class _Daemon:
         )
         self.supervisor.notify("READY=1\n")
         return True
+
+    def _read_anew(self, reread: Reread) -> Settings:
+        """The settings, read in a thread of its own: half a million addresses take
+        seconds, in which the answers' date, the log and the watchdog go on."""
+        found: list[Settings | Exception] = []
+
+        def read() -> None:
+            try:
+                found.append(reread())
+            except Exception as error:
+                found.append(error)
+
+        threading.stack_size(0)  # the engine's is made for loops
+        self._reading = threading.Thread(target=read, name="turnaway-read", daemon=True)
+        self._reading.start()
+        while self._reading.is_alive():
+            self._reading.join(0.1)
+            self._prove_life()
+            self._renew()
+            self.journal.tick(time.time())
+            self._noticed += self._woken().replace(b"\0", b"")
+            if signal.SIGTERM in self._noticed or signal.SIGINT in self._noticed:
+                raise Failure(OS_ERROR, "not finished, for the order to stop came")
+        if isinstance(found[0], Exception):
+            raise found[0]
+        return found[0]
 
     def _allowed(self, settings: Settings) -> Settings:
         """The settings without what only a restart can change; that is told."""

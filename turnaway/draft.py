@@ -6,7 +6,6 @@ than one value.  A listener's own value wins; then the command line's; then the
 top of the files; then the persona's, or the default.
 """
 
-import functools
 import grp
 import importlib.util
 import os
@@ -35,6 +34,7 @@ from turnaway.tables import nearest
 from turnaway.values import workers
 
 T = TypeVar("T")
+Asked = tuple[str | None, str | None]  # user and group, as they were said
 
 MOST_LISTENERS = 4096
 # What is said, anew each second, by each listener to who is on each list and to who is
@@ -43,21 +43,6 @@ MOST_VOICES = 4096
 DEFAULT_PERSONA = "mail"  # 421: the one that loses nothing when it was a mistake
 
 
-# A reload may be read in a chroot, where none of this is to be found any more: what
-# was found once is remembered, and what was not is looked for again.
-
-
-@functools.cache
-def _user(name: str) -> pwd.struct_passwd:
-    return pwd.getpwnam(name)
-
-
-@functools.cache
-def _group(name: str) -> grp.struct_group:
-    return grp.getgrnam(name)
-
-
-@functools.cache
 def _enterable(path: str) -> None:
     """Raises OSError for what is no absolute path of a directory; what is shipped is
     read before it cannot be."""
@@ -65,11 +50,6 @@ def _enterable(path: str) -> None:
         raise NotADirectoryError(path)
     for name in personas.NAMES:
         personas.shipped(name)
-
-
-@functools.cache
-def _installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
 
 
 @dataclass
@@ -105,6 +85,7 @@ class Draft:
     listeners: list[ListenerDraft] = field(default_factory=list)
     lists: list[ListDraft] = field(default_factory=list)
     personas: dict[str, Persona] = field(default_factory=dict)
+    sources: list[str] = field(default_factory=list)  # paths of the files that were read
 
     def put(self, key: str, value: Any, where: str) -> None:
         self.values[key] = value
@@ -137,9 +118,17 @@ class Settling:
     """One command line and one set of files becoming Settings."""
 
     def __init__(
-        self, program: str, line: Draft, files: Draft, mistakes: Mistakes, root: bool
+        self,
+        program: str,
+        line: Draft,
+        files: Draft,
+        mistakes: Mistakes,
+        root: bool,
+        became: dict[Asked, Identity | None] | None = None,
     ) -> None:
         self.root = root  # we were started as root
+        self.became = became  # of a reload: whom the daemon became, who asked for that
+        self.asked: Asked = None, None
         self.program = program
         self.line = line
         self.files = files
@@ -173,7 +162,8 @@ class Settling:
                 " expected --foreground with it, or --log syslog"
             )
         metrics: Exposition | None = self.value("metrics", None)
-        if metrics is not None and not _installed("prometheus_client"):
+        wanted = metrics is not None and self.became is None
+        if wanted and importlib.util.find_spec("prometheus_client") is None:
             self.mistakes.add(f"{self.where('metrics')}: {PROMETHEUS}", CONFIGURATION)
         lookup = self._lookup(asked)
         self.mistakes.finish()
@@ -190,6 +180,7 @@ class Settling:
             chroot=self.value("chroot", None),
             pidfile=pidfile,
             control=control,
+            sandbox=self.value("sandbox", "on"),
             log=target,
             syslog_socket=path if target == "syslog" else SYSLOG_SOCKET,
             json_path=path if target == "json" else "-",
@@ -372,6 +363,10 @@ class Settling:
     def _identity(self) -> Identity | None:
         user: str | None = self.value("user", None)
         group: str | None = self.value("group", None)
+        self.asked = user, group
+        if self.became is not None:
+            # The accounts may be out of reach now, and nobody can become another.
+            return self.became.get(self.asked, Identity(f"{user}:{group}", -1, -1))
         if not self.root:
             try:
                 mine = pwd.getpwuid(os.geteuid()).pw_name
@@ -388,7 +383,7 @@ class Settling:
         entry = None
         for name in (user,) if user is not None else ("turnaway", "nobody"):
             try:
-                entry = _user(name)
+                entry = pwd.getpwnam(name)
                 break
             except (KeyError, ValueError):  # ValueError: not even text
                 continue
@@ -403,7 +398,7 @@ class Settling:
         gid = entry.pw_gid
         if group is not None:
             try:
-                gid = _group(group).gr_gid
+                gid = grp.getgrnam(group).gr_gid
             except (KeyError, ValueError):
                 self.mistakes.add(
                     f"{self.where('group')} {group}: no such group; create it, or name another",
@@ -419,7 +414,7 @@ class Settling:
 
     def _chroot(self) -> None:
         path: str | None = self.value("chroot", None)
-        if path is None:
+        if path is None or self.became is not None:  # inside it, it cannot be looked for
             return
         where = self.where("chroot")
         if not self.root:

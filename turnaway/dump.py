@@ -22,6 +22,7 @@ def dump(settings: Settings) -> str:
         f"records = {settings.limits.records}",
         f"pidfile = {_quoted(settings.pidfile or 'none')}",
         f"control = {_quoted(settings.control or 'none')}",
+        f"sandbox = {_quoted(settings.sandbox)}",
         f"keep-bind = {_truth(settings.keep_bind)}",
     ]
     if settings.metrics:

@@ -152,7 +152,7 @@ class Journal:
         """Lines that the log did not take, since the start."""
         return self._lost_ever
 
-    def started(self, user: str, loop: str) -> None:
+    def started(self, user: str, loop: str, sandbox: str) -> None:
         settings = self._settings
         listeners = ", ".join(
             f"{one.place} {one.name} {one.persona.name} {one.code}" for one in settings.listeners
@@ -160,7 +160,8 @@ class Journal:
         self.say(
             NOTICE,
             f"started: version {__version__}, listeners [{listeners}],"
-            f" workers {settings.workers} ({loop}), user {user}",
+            f" workers {settings.workers} ({loop}), user {user},"
+            f" sandbox {sandbox}",
         )
 
     def interval(self) -> None:

@@ -19,6 +19,7 @@ from turnaway.exits import CONFIGURATION, UNAVAILABLE, USAGE, Failure
 from turnaway.journal import Journal
 from turnaway.outlet import NOTICE
 from turnaway.privileged import named_capabilities
+from turnaway.sandbox import Sandbox
 from turnaway.settings import Detail, Listener, Settings
 
 MAPPED = bytes(10) + b"\xff\xff"  # before an IPv4 address, RFC 4291 2.5.5.2
@@ -34,6 +35,7 @@ class Subject(Protocol):
     journal: Journal
     ledger: stats.Ledger
     user: str
+    sandbox: Sandbox
     began: float  # steady clock
     handed_in: dict[str, str]  # place -> name of the socket that a supervisor handed in
     reloaded: Reply | None  # the last reload: when, whether, and what was told
@@ -60,6 +62,7 @@ def status(daemon: Subject, request: Reply) -> Reply:
         "version": __version__,
         "user": daemon.user,
         "capabilities": named_capabilities(),
+        "sandbox": daemon.sandbox.in_force,
         "uptime": round(time.monotonic() - daemon.began, 1),
         "workers": [
             {"state": state[0], "resting": state[3], "held": state[4], "stress": state[5]}

@@ -6,6 +6,7 @@ error with a Failure; after `drop` root cannot be regained, and after `shed` no
 capability is left but the one that was asked for.
 """
 
+import encodings.idna  # noqa: F401  # for getaddrinfo(3), whose first call may be a reload's
 import errno
 import fcntl
 import os
@@ -163,8 +164,10 @@ class Pidfile:
                     if time.monotonic() > patience:
                         break
                     time.sleep(0.002)
-            except ChildProcessError:
-                pass  # whoever started us ignores SIGCHLD: the kernel has waited for it
+            except OSError:
+                # Whoever started us ignores SIGCHLD, and the kernel has waited for it; or
+                # Capsicum lets us wait for nobody.
+                pass
             return
         try:
             # Only ours: somebody may have removed it, and a successor made another.

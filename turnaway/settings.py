@@ -11,9 +11,12 @@ from typing import Literal, Protocol
 LogTarget = Literal["syslog", "stderr", "json", "none"]
 Detail = Literal["none", "capped", "sample", "all"]
 
+Sandboxing = Literal["off", "on", "require"]
+
 Close = Literal["now", "drain", "quit", "reset"]
 
 DEFAULT_PORT = 25
+SANDBOXES: tuple[Sandboxing, ...] = ("off", "on", "require")
 Bind = Literal["plain", "freebind", "transparent"]
 BINDS: tuple[Bind, ...] = ("plain", "freebind", "transparent")
 CLOSES: tuple[Close, ...] = ("now", "drain", "quit", "reset")
@@ -199,6 +202,7 @@ class Settings:
     chroot: str | None = None
     pidfile: str | None = None
     control: str | None = None  # the control socket
+    sandbox: Sandboxing = "on"
     log: LogTarget = "syslog"
     syslog_socket: str = SYSLOG_SOCKET
     json_path: str = "-"  # of the log target json; "-": standard error

@@ -17,12 +17,14 @@ from turnaway.settings import (
     CLOSES,
     DEFAULT_PORT,
     PROTOCOLS,
+    SANDBOXES,
     SYSLOG_SOCKET,
     Bind,
     Close,
     Detail,
     Exposition,
     LogTarget,
+    Sandboxing,
 )
 
 MOST_WORKERS = 64
@@ -149,6 +151,13 @@ def close(text: str) -> Close:
         if text == known:
             return known
     raise _one_of(text, CLOSES)
+
+
+def sandbox(text: str) -> Sandboxing:
+    for known in SANDBOXES:
+        if text == known:
+            return known
+    raise _one_of(text, SANDBOXES)
 
 
 def bind(text: str) -> Bind:

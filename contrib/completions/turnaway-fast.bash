@@ -7,7 +7,7 @@
 
 
 
-_shtab_turnaway_fast_option_strings=(-c --config -p --persona --code --single-line --protocol --close --timewait --contact --bind --proxy-from -f --foreground -u --user -g --group --keep-bind --chroot --pidfile --control -w --workers --max-held --max-held-source --log --log-connections --interval --metrics -t --check --show-banner --print-config --print-unit -V --version -h --help)
+_shtab_turnaway_fast_option_strings=(-c --config -p --persona --code --single-line --protocol --close --timewait --contact --bind --proxy-from -f --foreground -u --user -g --group --keep-bind --chroot --pidfile --control --sandbox -w --workers --max-held --max-held-source --log --log-connections --interval --metrics -t --check --show-banner --print-config --print-unit -V --version -h --help)
 
 
 

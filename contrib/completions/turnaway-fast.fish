@@ -51,7 +51,7 @@ function _shtab_turnaway_fast_using
 end
 
 set -g _shtab_turnaway_fast_commands 
-set -g _shtab_turnaway_fast_opts_with_value --bind --chroot --close --code --config --contact --control --group --interval --log --log-connections --max-held --max-held-source --metrics --persona --pidfile --print-unit --protocol --proxy-from --timewait --user --workers -c -g -p -u -w
+set -g _shtab_turnaway_fast_opts_with_value --bind --chroot --close --code --config --contact --control --group --interval --log --log-connections --max-held --max-held-source --metrics --persona --pidfile --print-unit --protocol --proxy-from --sandbox --timewait --user --workers -c -g -p -u -w
 
 complete -c turnaway-fast -e
 complete -c turnaway-fast -f
@@ -69,10 +69,11 @@ complete -c turnaway-fast -n _shtab_turnaway_fast_using -l proxy-from -x -d 'a P
 complete -c turnaway-fast -n _shtab_turnaway_fast_using -s f -l foreground -d 'do not detach'
 complete -c turnaway-fast -n _shtab_turnaway_fast_using -s u -l user -x -d 'whom to become when started as root (default: turnaway, else nobody)'
 complete -c turnaway-fast -n _shtab_turnaway_fast_using -s g -l group -x -d 'group to become (default: the user'"'"'s)'
-complete -c turnaway-fast -n _shtab_turnaway_fast_using -l keep-bind -d 'keep the right to bind ports below 1024, and no other, so that a reload may add them'
+complete -c turnaway-fast -n _shtab_turnaway_fast_using -l keep-bind -d 'keep the right to bind any port, also below 1024, and no other, for a reload'
 complete -c turnaway-fast -n _shtab_turnaway_fast_using -l chroot -x -d 'root directory after the start'
 complete -c turnaway-fast -n _shtab_turnaway_fast_using -l pidfile -x -d 'default: /var/run/COMMAND.pid, or $XDG_RUNTIME_DIR/COMMAND.pid when not root'
 complete -c turnaway-fast -n _shtab_turnaway_fast_using -l control -x -d 'control socket (default: /var/run/COMMAND.ctl, or in $XDG_RUNTIME_DIR)'
+complete -c turnaway-fast -n _shtab_turnaway_fast_using -l sandbox -x -d 'give up everything but answering after the start: on where the kernel can, off, or require (default: on)'
 complete -c turnaway-fast -n _shtab_turnaway_fast_using -s w -l workers -x -d 'threads that answer (default: auto, one a core)'
 complete -c turnaway-fast -n _shtab_turnaway_fast_using -l max-held -x -d 'sockets held for clients that talk early or must be waited for, 0..131072 (default: 4096)'
 complete -c turnaway-fast -n _shtab_turnaway_fast_using -l max-held-source -x -d 'of them, for one address or IPv6 /64, 1..131072 (default: 64)'

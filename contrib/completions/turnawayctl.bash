@@ -31,8 +31,8 @@ _shtab_turnawayctl_option_strings=(-h --help -s --socket --name -V --version)
 
 
 
-_shtab_turnawayctl_firewall_rules___for_choices=(nftables iptables pf-openbsd pf-freebsd ipfw)
-_shtab_turnawayctl_firewall_sets___for_choices=(nftables iptables pf-openbsd pf-freebsd ipfw)
+_shtab_turnawayctl_firewall_rules___for_choices=(nftables iptables pf-openbsd pf-freebsd ipfw plain)
+_shtab_turnawayctl_firewall_sets___for_choices=(nftables iptables pf-openbsd pf-freebsd ipfw plain)
 _shtab_turnawayctl_firewall_pos_0_choices=(rules sets check apply confirm add del status sysctl)
 _shtab_turnawayctl_pos_0_choices=(status stats top tail lookup reload pause resume loglevel firewall)
 

@@ -102,7 +102,7 @@ _shtab_turnawayctl_firewall_del_defaults_added=0
 
 _shtab_turnawayctl_firewall_rules_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--for[whose syntax\: nftables, iptables, pf-openbsd, pf-freebsd, ipfw (default\: nftables)]:FIREWALL:(nftables iptables pf-openbsd pf-freebsd ipfw)"
+  "--for[whose syntax\: nftables, iptables, pf-openbsd, pf-freebsd, ipfw, plain (default\: nftables)]:FIREWALL:(nftables iptables pf-openbsd pf-freebsd ipfw plain)"
   "--role[host, router or dsr (default\: host)]:ROLE:"
   "*--mx[the addresses that are called, of both families]:ADDRESS[,...]:"
   "*--list[a list of sources, and the port where the daemon tells them why\; earlier lists win]:NAME=FILE:PORT:"
@@ -125,7 +125,7 @@ _shtab_turnawayctl_firewall_rules_defaults_added=0
 
 _shtab_turnawayctl_firewall_sets_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--for[whose syntax\: nftables, iptables, pf-openbsd, pf-freebsd, ipfw (default\: nftables)]:FIREWALL:(nftables iptables pf-openbsd pf-freebsd ipfw)"
+  "--for[whose syntax\: nftables, iptables, pf-openbsd, pf-freebsd, ipfw, plain (default\: nftables)]:FIREWALL:(nftables iptables pf-openbsd pf-freebsd ipfw plain)"
   "--role[host, router or dsr (default\: host)]:ROLE:"
   "*--mx[the addresses that are called, of both families]:ADDRESS[,...]:"
   "*--list[a list of sources, and the port where the daemon tells them why\; earlier lists win]:NAME=FILE:PORT:"

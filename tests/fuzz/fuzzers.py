@@ -1,4 +1,4 @@
-"""The fuzz targets of targets.pyx and session.pyx: built, run, replayed, minimised.
+"""The fuzz targets of targets.pyx, session.pyx and blocks.pyx: built, run, replayed, minimised.
 
 Owns: how they are compiled (Cython, then clang with libFuzzer, AddressSanitizer
 and UndefinedBehaviorSanitizer), how often each is run, and the corpus in
@@ -26,7 +26,7 @@ ROOT = HERE.parents[1]
 FOLDER = ROOT / "build" / "fuzz"
 CORPUS = HERE / "corpus"
 WORDS = HERE / "words.dict"
-SOURCES = ("targets", "session")
+SOURCES = ("targets", "session", "blocks")
 SANITIZERS = "-fsanitize=fuzzer,address,undefined"
 
 
@@ -43,7 +43,9 @@ TARGETS = {
     "probe": Target(2_000_000, 24),
     "http": Target(1_000_000, 300),
     "quit": Target(2_000_000, 120),
+    "proxy": Target(1_000_000, 150),
     "session": Target(100_000, 300),
+    "lists": Target(100_000, 120),
     "pool": Target(200_000, 200),
 }
 # No leaks are looked for: that needs ptrace(2), which a container may not have.

@@ -6,9 +6,10 @@ of sockets, once with all that the client says in one piece and once in pieces.
 Promises: what the client is told, what is counted and what is written down are
 the same; every client is told something, once, and its descriptor is closed.
 
-Input: the low four bits of the first octet are the number of cuts, the next
-three the listener, the last one whether the client hangs up or falls silent; then
-the lengths of the pieces, then what the client says.
+Input: the low three bits of the first octet are the number of cuts, the next one
+whether the client comes through a proxy (and its header is the first that comes),
+the next three the listener, the last one whether the client hangs up or falls silent;
+then the lengths of the pieces, then what the client says.
 """
 
 from libc.stdint cimport int32_t, int64_t
@@ -17,10 +18,10 @@ from libc.string cimport memcmp, memcpy, memset
 from posix.unistd cimport close
 
 from answer cimport say
-from client cimport client_due, client_hold, client_readable
+from client cimport client_due, client_hold
 from counters cimport (
     ANSWERED_HTTP, ANSWERED_SOCKS, ANSWERED_TLS, COUNTERS, DRAIN_EXPIRED,
-    EXPIRED, GONE, QUITS, SENT, Counters,
+    EXPIRED, GONE, HEADLESS, PROXIED, QUITS, SENT, Counters,
 )
 from line cimport LINE_OCTETS, put_record
 from listeners cimport (
@@ -28,15 +29,16 @@ from listeners cimport (
     MANNER_QUIT, Board, Facts, Listening, Worker,
 )
 from pool cimport (
-    HELD_DRAINING, HELD_PROBING, HELD_QUITTING, HELD_READING, NOBODY,
-    QUEUE_DRAIN, QUEUE_PARK, QUEUE_PROBE, QUEUE_QUIT, QUEUE_REQUEST, Caller,
-    Client, Held, pool_init,
+    HELD_PROBING, HELD_PROXYING, HELD_QUITTING, HELD_READING, NOBODY,
+    QUEUE_DRAIN, QUEUE_PARK, QUEUE_PROBE, QUEUE_PROXY, QUEUE_QUIT, Caller,
+    Client, Held, Queue, pool_init,
 )
-from ring cimport Record, ring_peek, ring_release, ring_waiting
+from ring cimport OUTCOME_HEADLESS, Record, ring_peek, ring_release, ring_waiting
 from slot cimport (
     WORDS, WORDS_BANNER, WORDS_PLAIN, WORDS_SOCKS5, WORDS_TLS, Answer, Words,
     slot_publish,
 )
+from turn cimport hear
 
 cdef extern from "<sys/socket.h>" nogil:
     enum:
@@ -52,7 +54,8 @@ cdef extern from "<sys/socket.h>" nogil:
     ssize_t send(int fd, const void *octets, size_t length, int flags)
 
 cdef enum:
-    CUTS = 15
+    CUTS = 7
+    VIA = 8
     HEARD_OCTETS = 1 << 16
     PLACES = 2
     RECORDS = 4
@@ -139,7 +142,7 @@ cdef Held listen(int kind) noexcept nogil:
 cdef void turn(int rounds, int64_t now) noexcept nogil:
     """As many looks at the client as its input can need."""
     while rounds > 0 and places[0].fd != NOBODY:
-        client_readable(&board, &worker, 0, now)
+        hear(&board, &worker, 0, now)
         rounds -= 1
 
 
@@ -162,7 +165,7 @@ cdef void read_back(Told *told) noexcept nogil:
 
 
 cdef void talk(
-    int kind, bint hangs_up, const unsigned char *octets, size_t length,
+    int kind, bint via, bint hangs_up, const unsigned char *octets, size_t length,
     const unsigned char *cuts, size_t count, Told *told,
 ) noexcept nogil:
     """One client from hold to close; `count` lengths of pieces, then the rest."""
@@ -173,22 +176,24 @@ cdef void talk(
     cdef int32_t place
     cdef int64_t now = 1000
     cdef Held state = listen(kind)
+    cdef Queue queue = QUEUE_PROBE
     memset(told, 0, sizeof(Told) - HEARD_OCTETS)
     memset(&caller, 0, sizeof(caller))
     caller.peer[10] = caller.peer[11] = 0xFF
     caller.peer[15] = 1
     caller.port = 4711
-    caller.proxied = True
+    caller.proxied = not via
     claim(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, pair) == 0)
     listening.counters = &told.counters
     pool_init(&worker.pool, places, PLACES, buckets, PLACES, PLACES, 7, 1)
     worker.pool.fifos[0].micros = 50
-    if state == HELD_QUITTING:
+    if via:
+        state = HELD_PROXYING
+        queue = QUEUE_PROXY
+    elif state == HELD_QUITTING:
         say(&listening, WORDS_BANNER, False, False, pair[0], &caller)
-    place = client_hold(
-        &worker, &listening, pair[0], &caller, state,
-        QUEUE_QUIT if state == HELD_QUITTING else QUEUE_PROBE, now
-    )
+        queue = QUEUE_QUIT
+    place = client_hold(&worker, &listening, pair[0], &caller, state, queue, now)
     claim(place == 0)
     for index in range(count + 1):
         piece = length
@@ -196,12 +201,12 @@ cdef void talk(
             piece = min(<size_t>cuts[index], length)
         if piece > 0 and places[0].fd != NOBODY:
             claim(send(pair[1], octets, piece, MSG_NOSIGNAL) == <ssize_t>piece)
-            turn(2, now)
+            turn(6, now)
         octets += piece
         length -= piece
     if hangs_up:
         shutdown(pair[1], SHUT_WR)
-        turn(2, now)
+        turn(6, now)
     else:
         # Its time is over, and then perhaps that of draining it.
         for index in range(2):
@@ -220,7 +225,7 @@ cdef void talk(
 cdef public void fuzz_session(const unsigned char *data, size_t size) noexcept nogil:
     cdef size_t cuts, length
     cdef int kind, index
-    cdef bint hangs_up
+    cdef bint hangs_up, via
     cdef const unsigned char *octets
     if size < 1:
         return
@@ -228,11 +233,12 @@ cdef public void fuzz_session(const unsigned char *data, size_t size) noexcept n
         prepare()
     cuts = min(<size_t>(data[0] & CUTS), size - 1)
     kind = (data[0] >> 4) & 7
+    via = (data[0] & VIA) != 0
     hangs_up = (data[0] & 0x80) == 0
     octets = data + 1 + cuts
     length = min(size - 1 - cuts, <size_t>MOST)
-    talk(kind, hangs_up, octets, length, data + 1, 0, &whole)
-    talk(kind, hangs_up, octets, length, data + 1, cuts, &pieces)
+    talk(kind, via, hangs_up, octets, length, data + 1, 0, &whole)
+    talk(kind, via, hangs_up, octets, length, data + 1, cuts, &pieces)
     claim(whole.length == pieces.length < HEARD_OCTETS)
     claim(memcmp(whole.octets, pieces.octets, whole.length) == 0)
     claim(whole.records == pieces.records)
@@ -243,6 +249,14 @@ cdef public void fuzz_session(const unsigned char *data, size_t size) noexcept n
         if index == DRAIN_EXPIRED:
             continue
         claim(whole.counters.count[index] == pieces.counters.count[index])
+    if via:
+        # With a good header it is greeted, without one it is told nothing.
+        claim(whole.records == 1)
+        if whole.outcome == OUTCOME_HEADLESS:
+            claim(whole.counters.count[<int>HEADLESS] == 1)
+            claim(whole.counters.count[<int>PROXIED] == 0)
+        claim(whole.length == 0 or whole.counters.count[<int>PROXIED] == 1)
+        return
     # Told something, and once; who said nothing of HTTP and left is not.
     if kind >= 6:
         claim(whole.records == 0 and whole.length >= 9)

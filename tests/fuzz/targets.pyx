@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """What libFuzzer calls: the readers of client octets, and what holds the clients.
 
-Owns: one function a target (the one with sockets stands in session.pyx), picked by the name the program was started under
+Owns: one function a target (two of them in session.pyx and blocks.pyx), picked by the name the program was started under
 (fuzzers.py makes the names).  Promises: no Python is needed or called; every
 buffer handed to a reader is exactly as long as it says, so that AddressSanitizer
 sees one octet too far; a broken promise of ext/ ends the program by abort(3).
@@ -28,6 +28,10 @@ from probe cimport (
     GUESS_HTTP, GUESS_MORE, GUESS_NONE, GUESS_SMTP, GUESS_SOCKS4, GUESS_SOCKS5,
     GUESS_TLS, PROBE_OCTETS, Guess, probe,
 )
+from proxy cimport (
+    PROXY_BAD, PROXY_FIXED, PROXY_ITSELF, PROXY_KNOWN, PROXY_LINE, PROXY_MORE,
+    Proxied, Proxy, proxy_begin, proxy_read,
+)
 from quit cimport (
     COMMAND_MORE, COMMAND_QUIT, QUIT_OTHER, Command, Dialogue, dialogue_octet,
 )
@@ -36,7 +40,28 @@ from source cimport source_same
 cdef extern from *:
     """
     void fuzz_session(const unsigned char *data, size_t size);
+    void fuzz_lists(const unsigned char *data, size_t size);
+
+    #include <arpa/inet.h>
+    #include <stdio.h>
+
+    /* A header of version 1 with its CRLF; its length. */
+    static size_t proxy_written(char *text, size_t room, int six, const unsigned char *source,
+                                const unsigned char *called, unsigned port, unsigned other)
+    {
+        char from[INET6_ADDRSTRLEN], to[INET6_ADDRSTRLEN];
+        int family = six ? AF_INET6 : AF_INET;
+        inet_ntop(family, source + (six ? 0 : 12), from, sizeof from);
+        inet_ntop(family, called + (six ? 0 : 12), to, sizeof to);
+        return (size_t)snprintf(text, room, "PROXY TCP%c %s %s %u %u\\r\\n", six ? '6' : '4',
+                                from, to, port, other);
+    }
     """
+    size_t proxy_written(
+        char *text, size_t room, bint six, const unsigned char *source,
+        const unsigned char *called, unsigned int port, unsigned int other,
+    ) noexcept nogil
+    void fuzz_lists(const unsigned char *data, size_t size) noexcept nogil
     void fuzz_session(const unsigned char *data, size_t size) noexcept nogil
 
 cdef enum:
@@ -223,6 +248,100 @@ cdef void fuzz_quit(const unsigned char *data, size_t size) noexcept nogil:
         start = index + 1
 
 
+# --- the PROXY header -----------------------------------------------------------------
+
+
+cdef inline size_t proxy_checked(
+    Proxy *proxy, Proxied *told, const unsigned char *octets, size_t length
+) noexcept nogil:
+    """One read, as the loop does it: none after the end.  How much was taken."""
+    cdef unsigned char *copy
+    cdef size_t taken = 0
+    if told[0] != PROXY_MORE:
+        return 0
+    copy = exact(octets, length)
+    told[0] = proxy_read(proxy, copy, length, &taken)
+    free(copy)
+    claim(taken <= length and (taken == length or told[0] != PROXY_MORE))
+    claim(proxy.filled <= PROXY_LINE)
+    return taken
+
+
+cdef inline void proxy_same(
+    const Proxy *one, Proxied told, size_t taken,
+    const Proxy *other, Proxied other_told, size_t other_taken,
+) noexcept nogil:
+    claim(told == other_told and taken == other_taken)
+    if told == PROXY_KNOWN:
+        claim(memcmp(one.source, other.source, 16) == 0)
+        claim(memcmp(one.called, other.called, 16) == 0)
+        claim(one.source_port == other.source_port and one.called_port == other.called_port)
+
+
+cdef void proxy_line_again(const Proxy *proxy, const unsigned char *octets) noexcept nogil:
+    """What version 1 said, written anew in the one form there is, says the same."""
+    cdef char text[PROXY_LINE + 1]
+    cdef size_t length = proxy_written(
+        text, sizeof(text), octets[9] == c"6", proxy.source, proxy.called, proxy.source_port,
+        proxy.called_port,
+    )
+    cdef Proxy again
+    cdef size_t taken
+    claim(length <= PROXY_LINE)
+    claim(octets[9] == c"6" or memcmp(text, octets, length) == 0)
+    proxy_begin(&again)
+    claim(proxy_read(&again, <const unsigned char *>text, length, &taken) == PROXY_KNOWN)
+    proxy_same(proxy, PROXY_KNOWN, length, &again, PROXY_KNOWN, taken)
+
+
+cdef void fuzz_proxy(const unsigned char *data, size_t size) noexcept nogil:
+    """The same whatever the split, and nothing behind the header is taken."""
+    cdef Proxy whole, pieces, single
+    cdef Proxied whole_told = PROXY_MORE
+    cdef Proxied pieces_told = PROXY_MORE
+    cdef Proxied single_told = PROXY_MORE
+    cdef size_t cuts, at, length, index, piece, whole_taken
+    cdef size_t pieces_taken = 0
+    cdef size_t single_taken = 0
+    cdef const unsigned char *octets
+    if size < 1:
+        return
+    cuts = min(<size_t>(data[0] & CUTS), size - 1)
+    octets = data + 1 + cuts
+    length = size - 1 - cuts
+    proxy_begin(&whole)
+    whole_taken = proxy_checked(&whole, &whole_told, octets, length)
+    proxy_begin(&pieces)
+    at = 0
+    for index in range(cuts):
+        piece = min(<size_t>data[1 + index], length - at)
+        pieces_taken += proxy_checked(&pieces, &pieces_told, octets + at, piece)
+        at += piece
+    pieces_taken += proxy_checked(&pieces, &pieces_told, octets + at, length - at)
+    proxy_same(&whole, whole_told, whole_taken, &pieces, pieces_told, pieces_taken)
+    proxy_begin(&single)
+    for index in range(length):
+        single_taken += proxy_checked(&single, &single_told, octets + index, 1)
+    proxy_same(&whole, whole_told, whole_taken, &single, single_told, single_taken)
+    if whole_told == PROXY_MORE or whole_told == PROXY_BAD:
+        return
+    if octets[0] == c"P":
+        claim(whole_taken <= PROXY_LINE and memcmp(octets + whole_taken - 2, b"\r\n", 2) == 0)
+        if whole_told == PROXY_KNOWN:
+            proxy_line_again(&whole, octets)
+        return
+    claim(whole_taken == PROXY_FIXED + (<size_t>octets[14] << 8 | octets[15]))
+    if whole_told == PROXY_ITSELF:
+        claim(octets[12] == 0x20 or octets[13] != 0x11)
+        return
+    claim(octets[12] == 0x21 and (octets[13] == 0x11 or octets[13] == 0x21))
+    at = 4 if octets[13] == 0x11 else 16
+    claim(memcmp(whole.source + 16 - at, octets + 16, at) == 0)
+    claim(memcmp(whole.called + 16 - at, octets + 16 + at, at) == 0)
+    claim(whole.source_port == (octets[16 + 2 * at] << 8 | octets[17 + 2 * at]))
+    claim(whole.called_port == (octets[18 + 2 * at] << 8 | octets[19 + 2 * at]))
+
+
 # --- the pool of held sockets ---------------------------------------------------------
 
 
@@ -353,10 +472,14 @@ cdef public int LLVMFuzzerInitialize(int *count, char ***arguments) noexcept nog
         target = fuzz_probe
     elif strcmp(name, b"http") == 0:
         target = fuzz_http
+    elif strcmp(name, b"proxy") == 0:
+        target = fuzz_proxy
     elif strcmp(name, b"quit") == 0:
         target = fuzz_quit
     elif strcmp(name, b"pool") == 0:
         target = fuzz_pool
+    elif strcmp(name, b"lists") == 0:
+        target = fuzz_lists
     elif strcmp(name, b"session") == 0:
         target = fuzz_session
     else:

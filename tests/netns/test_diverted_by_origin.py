@@ -92,8 +92,8 @@ def test_listed_client_is_told_why_and_delivers_nothing(mail: Mail, family: Fami
     assert raised.endswith("while the ACTUAL forger is still connected.  Closing connection.')")
     assert mail.letters() == []
     assert mail.mx.counted(f"refused{family.name}") == 1
-    # From the true client to the address and port that it called, and by where the
-    # firewall sent it.
+    # From the true client to the address and port it called, by way of the
+    # port where the firewall sent it.
     from_ = rf"from=\[{re.escape(family.listed)}\]:40025"
     called = re.escape(family.called)
     to = rf"to=\[{called}\]:25 via=\[{called}\]:2525"

@@ -16,6 +16,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 import tomllib
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from running import (
     COMMAND,
     NAME,
     SECONDS,
+    Daemon,
     Syslog,
     free_port,
     need,
@@ -172,7 +174,9 @@ def told(port: int) -> bytes:
 
 
 def systemd_set(name: str) -> set[str]:
-    """The system calls of one of systemd's sets."""
+    """The system calls of one of systemd's sets; a call stands for itself."""
+    if not name.startswith("@"):
+        return {name}
     calls: set[str] = set()
     for line in good("systemd-analyze", "syscall-filter", name).splitlines()[1:]:
         word = line.strip()
@@ -317,6 +321,34 @@ def test_shellcheck_is_content_with_the_rc_scripts(kind: str, tmp_path: Path) ->
     script = tmp_path / kind
     script.write_text(units.print_unit(kind, str(COMMAND)))
     assert good("shellcheck", "--severity=style", script) == ""
+
+
+def test_shellcheck_is_content_with_the_health_check() -> None:
+    need("shellcheck")
+    assert good("shellcheck", "--severity=style", str(CONTRIB / "firewall/turnaway-banner")) == ""
+
+
+def test_the_health_check_reads_one_real_banner(daemon: Daemon) -> None:
+    """And is not content with a greeting that lets clients in, nor with silence."""
+    need("nc")
+
+    def checked(port: int) -> int:
+        argv = [str(CONTRIB / "firewall/turnaway-banner"), "127.0.0.1", str(port)]
+        return subprocess.run(argv, capture_output=True, timeout=20, check=False).returncode
+
+    assert checked(daemon.port) == 0
+    for greeting in (b"220 mx.example.com ESMTP\r\n", b""):
+        with socket.create_server(("127.0.0.1", 0)) as other:
+
+            def greet(other: socket.socket = other, greeting: bytes = greeting) -> None:
+                with other.accept()[0] as one:
+                    one.sendall(greeting)
+                    one.recv(1)
+
+            threading.Thread(target=greet, daemon=True).start()
+            assert checked(other.getsockname()[1]) != 0
+    daemon.stop()
+    assert checked(daemon.port) != 0
 
 
 def sourced(kind: str, tmp_path: Path, rc_subr: str, config: Path, ask: str) -> str:
@@ -567,6 +599,12 @@ def test_crowdsec_finds_the_sources_of_real_lines(lines: list[str]) -> None:
     assert sorted(one["source_ip"] for one in found) == ["127.0.0.1"] * 3 + ["::1"] * 4
     assert {one["protocol"] for one in found} == {None, "http", "pop3"}
     assert {one["persona"] for one in found} == {"blocked", "mail"}
+    # Diverted, and on a list.
+    line = next(line for line in messages if re.search(pattern, line))
+    line = line.replace(" as=", " via=[192.0.2.1]:2525 as=").replace(" code=", " list=a code=")
+    more = re.search(pattern, line)
+    assert more is not None, line
+    assert (more["via_port"], more["list"]) == ("2525", "a")
     # What is taken over exists.
     for static in parser["statics"]:  # type: ignore[attr-defined]
         if "expression" in static:
@@ -581,5 +619,8 @@ def test_the_crowdsec_scenario_asks_for_what_the_parser_makes() -> None:
     scenario = crowdsec("turnaway-many.yaml")
     assert scenario["groupby"] == "evt.Meta.source_ip"
     assert "source_ip" in metas
-    assert scenario["filter"] == f"evt.Meta.log_type == '{metas['log_type']['value']}'"
+    assert scenario["filter"] == (
+        f"evt.Meta.log_type == '{metas['log_type']['value']}' && evt.Meta.persona != '-'"
+    )
+    assert "persona" in metas
     assert crowdsec("acquis.yaml")["labels"] == {"type": "syslog"}

@@ -29,6 +29,7 @@ blast = pytest.importorskip("bench.blast", reason="needs make bench's extension"
 from bench.expect import Expect  # noqa: E402
 
 RELOADS = 20
+BINDS = "--keep-bind"  # also ports that had no listener at the start
 # Hands its listening sockets to the command, as a supervisor does: from 3 on.
 HAND_IN = (
     "import os, sys; os.environ['LISTEN_PID'] = str(os.getpid());"
@@ -140,7 +141,7 @@ def test_twenty_reloads_under_load_lose_nobody(syslog: Syslog, tmp_path: Path) -
     file = tmp_path / "t.toml"
     stays, others = free_port(), [free_port() for _ in range(3)]
     written(file, stays)
-    with configured(syslog, file, stays) as daemon:
+    with configured(syslog, file, stays, BINDS) as daemon:
         load = Load(stays, 8.0)
         load.start()
         began = time.monotonic()
@@ -223,7 +224,7 @@ def test_reloads_lose_nobody_of_any_kind(syslog: Syslog, tmp_path: Path, kind: s
 def test_twenty_reloads_leave_no_descriptors_and_no_threads(syslog: Syslog, tmp_path: Path) -> None:
     file, stays, other = tmp_path / "t.toml", free_port(), free_port()
     written(file, stays)
-    with configured(syslog, file, stays) as daemon:
+    with configured(syslog, file, stays, BINDS) as daemon:
         before = descriptors(daemon.pid)
         for number in range(RELOADS):
             written(file, stays, *[other][number % 2 :])
@@ -237,7 +238,7 @@ def test_twenty_reloads_leave_no_descriptors_and_no_threads(syslog: Syslog, tmp_
 def test_a_bad_file_changes_nothing_and_is_told(syslog: Syslog, tmp_path: Path) -> None:
     file, port, other = tmp_path / "t.toml", free_port(), free_port()
     written(file, port)
-    with configured(syslog, file, port) as daemon:
+    with configured(syslog, file, port, BINDS) as daemon:
         written(file, port, other, top="worker = 2\nmax-held = -1")
         reload(daemon, "reload: nothing was changed")
         assert syslog.matching(rf"reload: {file}:3: worker: unknown key; did you mean workers\?")
@@ -255,7 +256,10 @@ def test_a_bad_file_changes_nothing_and_is_told(syslog: Syslog, tmp_path: Path) 
 def test_what_needs_a_restart_is_told(syslog: Syslog, tmp_path: Path) -> None:
     file, port = tmp_path / "t.toml", free_port()
     written(file, port)
-    with configured(syslog, file, port) as daemon, socket.create_server(("127.0.0.1", 0)) as taken:
+    with (
+        configured(syslog, file, port, BINDS) as daemon,
+        socket.create_server(("127.0.0.1", 0)) as taken,
+    ):
         there = taken.getsockname()[1]
         written(file, port, there, top="workers = 3")
         reload(daemon)

@@ -765,6 +765,7 @@ interval = 7
 max-held = 11
 max-held-source = 3
 records = 128
+sandbox = "require"
 workers = 5
 keep-bind = true
 pidfile = "/x/\\u007f\U0001f600.pid"

@@ -6,8 +6,10 @@ standard error, so that `> FILE` holds nothing but rules.
 """
 
 import argparse
+import contextlib
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -26,6 +28,7 @@ from turnaway.firewall import (
     live,
     nftables,
     pf,
+    plain,
     plan,
     programs,
     sources,
@@ -51,6 +54,7 @@ KINDS: dict[str, Kind] = {
     "pf-openbsd": pf.OPENBSD,
     "pf-freebsd": pf.FREEBSD,
     "ipfw": ipfw,
+    "plain": plain,
 }
 DEFAULT_KIND = "nftables"
 
@@ -161,15 +165,21 @@ def _text(path: str) -> str:
 
 def _replace(path: str, text: str) -> None:
     """The whole new file at once, or the old one."""
-    new = f"{path}.new"
+    folder, name = os.path.split(os.path.abspath(path))
+    new = ""
     try:
-        with open(new, "w") as file:
+        # A name that nobody could have put a link at.
+        handle, new = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
+        with open(handle, "w") as file:
             file.write(text)
             file.flush()
+            os.fchmod(file.fileno(), 0o644)
             os.fsync(file.fileno())
         os.replace(new, path)
     except OSError as error:
-        raise Failure(CANNOT_CREATE, f"{new}: {error.strerror or error}") from None
+        with contextlib.suppress(OSError):
+            os.unlink(new)
+        raise Failure(CANNOT_CREATE, f"{path}: {error.strerror or error}") from None
 
 
 def sysctl(options: argparse.Namespace) -> int:
@@ -223,7 +233,15 @@ def _dry_run(paths: Sequence[str], texts: Sequence[str]) -> None:
 
 def apply(options: argparse.Namespace) -> int:
     texts = [_text(path) for path in options.file]
-    _dry_run(options.file, texts)
+    # Sets by themselves go into the rules that are loaded.
+    rules_too = any(plan.recover(text) is not None for text in texts)
+    loaded = None if rules_too else programs.table(elements=False)
+    if loaded is None:
+        _dry_run(options.file, texts)
+    else:
+        _dry_run(["what is loaded", *options.file], [loaded, *texts])
+    if rules_too and programs.loaded():
+        texts.append(live.forgotten(texts))
     if options.confirm_within == 0:
         trial.load(texts)
         _tell("loaded")

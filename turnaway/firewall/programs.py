@@ -85,9 +85,11 @@ def loaded() -> bool:
     return f"table inet {TABLE}" in nft("list", "tables", "inet").splitlines()
 
 
-def table() -> str | None:
-    """Our table with all that is in it, in a form that can be loaded again; None without."""
-    return nft("list", "table", "inet", TABLE) if loaded() else None
+def table(elements: bool = True) -> str | None:
+    """Our table in a form that can be loaded again, with what is in its sets or without;
+    None if it is not there."""
+    options = () if elements else ("--terse",)
+    return nft(*options, "list", "table", "inet", TABLE) if loaded() else None
 
 
 def listed(*arguments: str) -> list[dict[str, Any]]:

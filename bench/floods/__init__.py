@@ -1,0 +1,1 @@
+"""Those who come too often, and what is left for the others."""

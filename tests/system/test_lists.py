@@ -167,7 +167,7 @@ def test_lines_of_json_name_the_list(syslog: Syslog, tmp_path: Path) -> None:
     log = tmp_path / "lines"
     log.touch()
     log.chmod(0o666)
-    with listed(syslog, tmp_path) as (daemon, _):
+    with listed(syslog, tmp_path) as _:
         toml = (tmp_path / "turnaway.toml").read_text()
     port = free_port()
     written(tmp_path, turnaway_toml=re.sub(r"\[\[listener\]\].*", "", toml, flags=re.S))
@@ -240,7 +240,7 @@ class Callers:
 
 
 def test_lists_that_change_under_load_lose_nobody(syslog: Syslog, tmp_path: Path) -> None:
-    with listed(syslog, tmp_path) as (daemon, (one, *_)), Callers(one) as callers:
+    with listed(syslog, tmp_path) as (_, (one, *_)), Callers(one) as callers:
         for turn in range(8):
             ways = ("127.0.0.0/16\n", "127.0.1.0/24\n127.0.3.0/24\n")
             written(tmp_path, wide_txt=ways[turn % 2])

@@ -13,7 +13,7 @@
 # make test-installed  the system tests against the sdist, installed by pip elsewhere
 # make deb    the Debian source package and package, in build/deb (contrib/debian/README.md)
 # make test-deb  that package in a root directory of its own; wants root and apt's mirror
-# make icon   the PNG and ICO files from docs/images/turnaway.svg
+# make icon   the PNG and ICO files from docs/images/turnaway.svg; needs librsvg2-bin, imagemagick
 # make clean  what the others made
 #
 # A stamp in .venv tells what is installed there, so that nothing is done twice.
@@ -135,9 +135,8 @@ deb: $(VENV)/stamp-release
 	rm -rf build/deb
 	$(DATED) $(BIN)/python -m build --sdist --outdir build/deb
 	tar -C build/deb -xzf $(UNPACKED).tar.gz
-	cd $(UNPACKED) && for source in ext/*.pyx; do \
-		$(CURDIR)/$(BIN)/python -m cython -3 -X freethreading_compatible=True -I ext \
-			$$source || exit; done
+	cd $(UNPACKED) && $(CURDIR)/$(BIN)/python setup.py --version
+	cd $(UNPACKED) && mv build/cython/ext/*.c ext/ && rm -r build
 	tar -C build/deb -czf build/deb/turnaway_$(VERSION).orig.tar.gz turnaway-$(VERSION)
 	cp -R $(UNPACKED)/contrib/debian $(UNPACKED)/debian
 	cd $(UNPACKED) && PATH=/usr/sbin:/usr/bin:/sbin:/bin dpkg-buildpackage -us -uc
@@ -147,6 +146,14 @@ deb: $(VENV)/stamp-release
 
 test-deb: deb $(VENV)/stamp-package $(VENV)/stamp-test
 	$(BIN)/python -m pytest -m package tests/packages $(PYTEST_ARGS)
+
+SIZES := 16 32 48 128 512
+
+icon: docs/images/turnaway.svg
+	cd docs/images && for size in $(SIZES); do \
+		rsvg-convert --width=$$size --height=$$size turnaway.svg \
+			--output=turnaway-$$size.png || exit; done
+	cd docs/images && convert turnaway-16.png turnaway-32.png turnaway-48.png turnaway.ico
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info turnaway/*.so

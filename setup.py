@@ -45,6 +45,7 @@ LOOPS = {
 }
 SHARED = [str(path) for path in sorted(Path("ext").glob("*.pxd"))] + ["ext/net.h", "ext/sandbox.h"]
 
+
 def loop() -> str:
     """The loop to build: the first that the platform has, or TURNAWAY_LOOP."""
     # The BSDs have their version at the end of the name: freebsd14.
@@ -137,6 +138,7 @@ def generate(extensions: list[Extension]) -> list[Extension]:
             print(said.getvalue(), end="", file=sys.__stderr__)
             if STRICT and "performance hint" in said.getvalue():
                 raise SystemExit("setup.py: performance hints are errors (see above)")
+
 
 class Archive(sdist):
     """An sdist that tells nothing of when, where and by whom it was made."""

@@ -14,6 +14,7 @@
 # make deb    the Debian source package and package, in build/deb (contrib/debian/README.md)
 # make test-deb  that package in a root directory of its own; wants root and apt's mirror
 # make icon   the PNG and ICO files from docs/images/turnaway.svg; needs librsvg2-bin, imagemagick
+# make docs   the documentation site, in docs/_build/html; a warning is an error; needs mandoc
 # make clean  what the others made
 #
 # A stamp in .venv tells what is installed there, so that nothing is done twice.
@@ -29,7 +30,7 @@ VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' turnaway/__init__.py)
 EPOCH  := $(shell git log -1 --format=%ct 2>/dev/null)
 DATED  := $(if $(EPOCH),SOURCE_DATE_EPOCH=$(EPOCH))
 
-.PHONY: run test failover lint bench faults floods soak fuzz sanitize coverage dist test-installed deb test-deb icon clean
+.PHONY: run test failover lint bench faults floods soak fuzz sanitize coverage dist test-installed deb test-deb icon docs clean
 
 $(VENV)/stamp-venv:
 	$(PYTHON) -m venv $(VENV)
@@ -52,6 +53,10 @@ $(VENV)/stamp-test: $(VENV)/stamp-build
 
 $(VENV)/stamp-lint: $(VENV)/stamp-build
 	$(PIP) --group lint --group test
+	touch $@
+
+$(VENV)/stamp-docs: $(VENV)/stamp-build
+	$(PIP) --group docs
 	touch $@
 
 $(VENV)/stamp-bench: $(VENV)/stamp-build
@@ -104,6 +109,8 @@ fuzz: $(VENV)/stamp-build
 	$(BIN)/python tests/fuzz/fuzzers.py run --times $(FUZZ_TIMES)
 
 sanitize: $(VENV)/stamp-package $(VENV)/stamp-test
+	$(PIP) 'pytest-benchmark>=5' hdrhistogram pygal
+	$(BIN)/python -m bench build
 	$(BIN)/python tests/sanitize/sanitizers.py
 
 coverage: $(VENV)/stamp-package $(VENV)/stamp-test
@@ -155,5 +162,8 @@ icon: docs/images/turnaway.svg
 			--output=turnaway-$$size.png || exit; done
 	cd docs/images && convert turnaway-16.png turnaway-32.png turnaway-48.png turnaway.ico
 
+docs: $(VENV)/stamp-docs
+	$(BIN)/python -m sphinx -W --keep-going -n -E -j auto -q -b html docs docs/_build/html
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info turnaway/*.so
+	rm -rf $(VENV) build dist docs/_build *.egg-info turnaway/*.so

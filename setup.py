@@ -103,6 +103,10 @@ def extension(name: str) -> Extension:
         macros.append(("TURNAWAY_KQUEUE", "1"))
         flags += libkqueue("--cflags")
         libraries = libkqueue("--libs")
+        if libraries:
+            # At the exit libkqueue ends a thread of its own, and pthread_cancel(3)
+            # loads this library, which the sandbox forbids by then.
+            libraries += ["-Wl,--push-state,--no-as-needed", "-lgcc_s", "-Wl,--pop-state"]
     return Extension(
         f"turnaway._{name}",
         [f"ext/{name}.pyx" if CYTHON else f"ext/{name}.c"],

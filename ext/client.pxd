@@ -26,7 +26,7 @@ from listeners cimport (
     SCRATCH_OCTETS, Board, Facts, Listening, Worker, disposal_add,
 )
 from net cimport (
-    net_add64, net_calendar, net_discard, net_half_close, net_peek, net_read,
+    net_add64, net_calendar, net_discard, net_forget, net_half_close, net_peek, net_read,
     net_send, net_steady,
 )
 from pool cimport (
@@ -91,7 +91,9 @@ cdef inline void client_move(
 
 
 cdef inline void client_close(Worker *worker, int32_t place) noexcept nogil:
-    close(pool_leave(&worker.pool, place))
+    cdef int fd = pool_leave(&worker.pool, place)
+    net_forget(worker.wake, fd)
+    close(fd)
 
 
 cdef inline bint client_sacrifice(Worker *worker) noexcept nogil:

@@ -217,7 +217,6 @@ cdef void turn_until_stopped(Board *board, int queue, Worker *worker) noexcept n
             net_sleep(GATHER_MICROS)  # whatever it is: no spinning
         before = now
         now = net_steady()
-        net_add64(&worker.turns, 1)
         taken = 0
         clients = 0
         emptied = True
@@ -240,6 +239,9 @@ cdef void turn_until_stopped(Board *board, int queue, Worker *worker) noexcept n
             expire(board, worker, now)
         if worker.resting > 0:
             rouse(queue, worker, now)
+        # Not before the wakeup was heard: a wakeup that comes now must bring another
+        # turn, for whoever waits to see one (a watchdog).
+        net_add64(&worker.turns, 1)
         if (
             NET_SHORT_SLEEPS and emptied and clients == 0
             and gathers(worker, taken, before, now)

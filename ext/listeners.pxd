@@ -121,7 +121,8 @@ cdef struct Batch:
 cdef struct Worker:
     int32_t index
     int32_t listeners
-    int wake            # readable when the shell wants the loop to look up
+    int wake            # readable when the shell wants the loop to look up; or
+                        # its kqueue, which can be woken
     bint own_table      # its descriptors are its own, not the process's
     uint32_t stop       # [shell] enum Stop
     uint32_t state

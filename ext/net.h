@@ -444,6 +444,22 @@ static inline void net_queue_woken(const struct kevent *event)
 }
 #endif
 
+/*
+ * Before a watched descriptor is closed.  It leaves its epoll or kqueue by
+ * itself; but libkqueue would take the next of its number for the old one.
+ */
+static inline void net_forget(int queue, int fd)
+{
+#if defined(LIBKQUEUE) && defined(TURNAWAY_KQUEUE)
+    struct kevent change;
+    net_change(&change, fd, EVFILT_READ, EV_DELETE, 0);
+    (void)kevent(queue, &change, 1, NULL, 0, NULL);
+#else
+    (void)queue;
+    (void)fd;
+#endif
+}
+
 /* One writer, any readers: what was written before a release is seen by who
  * acquires it. */
 static inline uint32_t net_load32(const uint32_t *from)

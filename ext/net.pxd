@@ -21,6 +21,7 @@ cdef extern from "net.h" nogil:
     ssize_t net_read(int fd, unsigned char *octets, size_t most)
     ssize_t net_discard(int fd, size_t most)
     int net_half_close(int fd)
+    void net_forget(int queue, int fd)
     int net_local(int fd, sockaddr_storage *local)
     int net_original(int fd, int six, sockaddr_storage *called)
     ssize_t net_peek(int fd, unsigned char *octets, size_t most)

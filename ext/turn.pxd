@@ -26,7 +26,7 @@ from listeners cimport (
 )
 from lists cimport lists_find
 from net cimport (
-    net_accept, net_add64, net_calendar, net_close_range, net_half_close,
+    net_accept, net_add64, net_calendar, net_close_range, net_forget, net_half_close,
     net_steady, net_unpack, sockaddr_storage,
 )
 from pool cimport (
@@ -298,6 +298,7 @@ cdef inline void hear(Board *board, Worker *worker, int32_t place, int64_t now) 
             <Words>listening.facts.blind,
         )
     if place == NOBODY:
+        net_forget(worker.wake, fd)
         close(fd)
 
 

@@ -1,16 +1,19 @@
-"""The guides of docs/divert, as something that can be done.
+"""Pages of docs/ and the README, as something that can be done.
 
 Owns: reading a page's marked blocks and doing what they say, so that text and
 test cannot part.  What is marked, by a comment on the line before the fence:
 
-    <!-- run -->          a session: `mx# COMMAND`, `listed$ COMMAND`, `other$
-                          COMMAND`, and below each what it prints.  `...` in a
+    <!-- run -->          a session: `$ COMMAND` on the one host of a page, or
+                          `mx# COMMAND`, `listed$ COMMAND`, `other$ COMMAND` in
+                          a guide, and below each what it prints.  `...` in a
                           line stands for any text, on a line of its own for
-                          any lines.  Every command must end with status 0.
-    <!-- file: PATH -->   a file of the MX
+                          any lines; a date in a greeting stands for any date,
+                          a port of a client and a pid for any.  Every command
+                          must end with status 0.
+    <!-- file: PATH -->   a file of that host, or of the MX
 
-A reader sees neither comment.  `mx` has its own /etc, /run, /var/lib and
-/var/log, and its processes end with it.
+A reader sees neither comment.  The host, or `mx`, has its own /etc, /run,
+/var/lib and /var/log, and its processes end with it.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from namespaces import Lab, Namespace
@@ -38,7 +42,11 @@ _FENCE = re.compile(
     r"^<!-- (?P<what>run|file: (?P<path>\S+)) -->\n```(?P<kind>\w*)\n(?P<text>.*?)^```$",
     re.M | re.S,
 )
-_PROMPT = re.compile(r"(?P<host>mx|listed|other)[#$] (?P<command>.*)")
+_PROMPT = re.compile(r"(?:(?P<host>mx|listed|other)[#$]|\$) (?P<command>.*)")
+# What is another each time, and yet must look as shown.
+_DATE = r"[A-Z][a-z]{2}, \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d [+-]\d{4}(?: \(\w+\))?"
+_NUMBER = r"(?<=from=\[127\.0\.0\.1\]:)\d+|(?<=pid )\d+|(?<=turnaway-fast\[)\d+"
+_VARIES = re.compile(f"(?P<any>\\.\\.\\.)|(?P<date>{_DATE})|(?P<number>{_NUMBER})")
 
 # Directories that a page may write to, private to the MX of a test.
 _OWN_DIRECTORIES = """
@@ -91,7 +99,7 @@ def _session(lines: Sequence[str], line: int) -> list[Step]:
         while at < len(lines) and not _PROMPT.fullmatch(lines[at]):
             prints.append(lines[at])
             at += 1
-        found.append(Step(line + begun, prompt["host"], command, tuple(prints)))
+        found.append(Step(line + begun, prompt["host"] or "here", command, tuple(prints)))
     return found
 
 
@@ -102,8 +110,17 @@ def matches(expected: Sequence[str], printed: str) -> bool:
         if line.strip() == "...":
             pattern += r"(?:.*\n)*?"
         else:
-            pattern += r"[^\n]*".join(map(re.escape, line.rstrip().split("..."))) + r"[ \t]*\n"
+            pattern += _pattern(line.rstrip()) + r"[ \t]*\n"
     return re.fullmatch(pattern, printed) is not None
+
+
+def _pattern(line: str) -> str:
+    pattern, at = "", 0
+    for varies in _VARIES.finditer(line):
+        pattern += re.escape(line[at : varies.start()])
+        pattern += {"any": r"[^\n]*", "date": _DATE, "number": r"\d+"}[str(varies.lastgroup)]
+        at = varies.end()
+    return pattern + re.escape(line[at:])
 
 
 class Shell:
@@ -154,34 +171,23 @@ class Shell:
         self._process.communicate()
 
 
-class Street:
-    """The MX, a listed client and another, each with a shell, on one wire."""
+class Hosts:
+    """Hosts with a shell each; what a page says is done in them."""
 
-    ADDRESSES = (
-        ("mx", "198.51.100.25", "2001:db8:25::25"),
-        ("listed", "203.0.113.66", "2001:db8:bad::66"),
-        ("other", "203.0.113.10", "2001:db8:900d::10"),
-    )
+    main = "mx"  # whose files a page writes
 
-    def __init__(self, lab: Lab) -> None:
-        wire = lab.namespace("wire")
-        wire.ip("link add br0 type bridge", "link set br0 up")
+    def __init__(self) -> None:
         self.hosts: dict[str, Namespace] = {}
         self.shells: dict[str, Shell] = {}
-        for name, four, six in self.ADDRESSES:
-            host = self.hosts[name] = lab.namespace(name)
-            lab.link(wire, host, at_one=name)
-            wire.ip(f"link set {name} master br0")
-            host.address("eth0", f"{four}/32", f"{six}/128")
-            host.ip("route add 0.0.0.0/0 dev eth0", "route add ::/0 dev eth0")
 
     def open(self) -> None:
         for name, host in self.hosts.items():
             argv = [*host.enter(), "bash"]
-            if name == "mx":
+            if name == self.main:
                 own = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
                 argv = [*host.enter(), *own, "--", "bash"]
-            self.shells[name] = Shell(name, argv, _OWN_DIRECTORIES if name == "mx" else "")
+            begin = _OWN_DIRECTORIES if name == self.main else ""
+            self.shells[name] = Shell(name, argv, begin)
 
     def close(self) -> None:
         for shell in self.shells.values():
@@ -207,16 +213,55 @@ class Street:
 
     def _write(self, path: str, text: str) -> None:
         quoted = text.replace("'", "'\\''")
-        command = f"mkdir -p {os.path.dirname(path)} && printf %s '{quoted}' >{path}"
-        assert self.shells["mx"].run(command) == (0, "")
+        command = f"mkdir -p {os.path.dirname(path) or '.'} && printf %s '{quoted}' >{path}"
+        assert self.shells[self.main].run(command) == (0, "")
+
+
+class Street(Hosts):
+    """The MX, a listed client and another, each with a shell, on one wire."""
+
+    ADDRESSES = (
+        ("mx", "198.51.100.25", "2001:db8:25::25"),
+        ("listed", "203.0.113.66", "2001:db8:bad::66"),
+        ("other", "203.0.113.10", "2001:db8:900d::10"),
+    )
+
+    def __init__(self, lab: Lab) -> None:
+        super().__init__()
+        wire = lab.namespace("wire")
+        wire.ip("link add br0 type bridge", "link set br0 up")
+        for name, four, six in self.ADDRESSES:
+            host = self.hosts[name] = lab.namespace(name)
+            lab.link(wire, host, at_one=name)
+            wire.ip(f"link set {name} master br0")
+            host.address("eth0", f"{four}/32", f"{six}/128")
+            host.ip("route add 0.0.0.0/0 dev eth0", "route add ::/0 dev eth0")
+
+
+class Alone(Hosts):
+    """One host with nothing but its loopback, and an empty directory to work in."""
+
+    main = "here"
+
+    def __init__(self, lab: Lab) -> None:
+        super().__init__()
+        self.hosts["here"] = lab.namespace("here")
+
+    def open(self) -> None:
+        super().open()
+        assert self.shells["here"].run("mkdir /run/work && cd /run/work") == (0, "")
+
+
+H = TypeVar("H", Street, Alone)
 
 
 @contextlib.contextmanager
-def street() -> Iterator[Street]:
+def hosts(kind: type[H]) -> Iterator[H]:
+    """`Street` or `Alone`, and its shells."""
     need_root()
     need("unshare", "mount", "nc")
     with Lab() as lab:
-        made = Street(lab)
+        made = kind(lab)
         try:
             made.open()
             yield made

@@ -24,11 +24,12 @@ SHIM = ROOT / "tests" / "kqueue"
 FOLDER = ROOT / "build" / "kqueue"
 SHARED = ("_board", "_journal", "_readers")  # the same for every loop
 
-# As setup.py builds it on Linux, and two ways of building kqueue's; `kqueue-bare` is
-# what the least of the systems has, see platforms.h.
+# As setup.py builds it on Linux, and three ways of building kqueue's; `kqueue-bare` is
+# what the least of the systems has, see platforms.h; `libkqueue` is the library that
+# pkg-config finds, and no part of the tests that must be there.
 BARE = f"-DNO_EVFILT_USER -include Python.h -include {SHIM / 'platforms.h'} -DAS_BARE"
 DEFINES = {"kqueue": "", "kqueue-bare": BARE}
-LOOPS = ("epoll", *DEFINES)
+LOOPS = ("epoll", *DEFINES, "libkqueue")
 
 
 def need(*tools: str) -> None:
@@ -57,21 +58,26 @@ def run(*words: str | Path, **environment: str) -> str:
 def build(name: str) -> Path:
     """The folder to be put before others in PYTHONPATH; built when anything changed."""
     need("gcc", "ar", "pkg-config")
+    if name not in DEFINES and subprocess.run(["pkg-config", "--exists", name]).returncode != 0:
+        pytest.skip(f"pkg-config finds no {name}")
     folder = FOLDER / name
     stamp = folder / "stamp"
     sources = [*(ROOT / "ext").iterdir(), *SHIM.rglob("*.[ch]"), ROOT / "setup.py", PACKAGE]
     newest = max(one.stat().st_mtime for one in sources)
     if not stamp.exists() or stamp.stat().st_mtime < newest:
-        _library(folder, DEFINES[name])
-        _package(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        if name in DEFINES:
+            _library(folder, DEFINES[name])
+            _package(folder, PKG_CONFIG_PATH=str(folder))
+        else:
+            _package(folder)
         stamp.touch()
     return folder / "package"
 
 
 def _library(folder: Path, defines: str) -> None:
     """libkqueue.a and libkqueue.pc, of tests/kqueue/."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     made = folder / "kqueue.o"
     flags = ["-O2", "-fPIC", "-Wall", "-Wextra", "-Werror", f"-I{SHIM}"]
     flags += ["-DNO_EVFILT_USER"] if "NO_EVFILT_USER" in defines else []
@@ -83,7 +89,7 @@ def _library(folder: Path, defines: str) -> None:
     )
 
 
-def _package(folder: Path) -> None:
+def _package(folder: Path, **environment: str) -> None:
     """turnaway/ with the kqueue loop; its Python and the rest are the tree's."""
     package = folder / "package" / "turnaway"
     package.mkdir(parents=True)
@@ -100,5 +106,5 @@ def _package(folder: Path) -> None:
         *("--build-lib", package.parent, "--build-temp", folder / "temp"),
         TURNAWAY_LOOP="kqueue",
         TURNAWAY_STRICT="0",
-        PKG_CONFIG_PATH=str(folder),
+        **environment,
     )

@@ -1,6 +1,6 @@
 """How the program ends: the exit statuses, and the exception that carries one.
 
-The statuses are those of sysexits(3); the README lists when each is used.
+The statuses are those of sysexits(3); turnaway-fast(8) lists when each is used.
 """
 
 import os

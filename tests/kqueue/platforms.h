@@ -3,10 +3,10 @@
  *
  * Owns: the differences between Linux and the systems of ext/kqueue.pyx as
  * ext/net.h asks for them, given to the compiler before everything else
- * (-include, after Python.h).  With -DAS_BARE the result runs on Linux, without accept4,
- * MSG_MORE, MSG_NOSIGNAL and EVFILT_USER; with the others it is only compiled.
- * __FreeBSD__ and __NetBSD__ are not among them: gcc's own headers would then
- * ask for theirs.
+ * (-include, after Python.h).  With -DAS_BARE the result runs on Linux, without
+ * accept4, MSG_MORE, MSG_NOSIGNAL and EVFILT_USER, and with what libkqueue needs;
+ * with the others it is only compiled.  __FreeBSD__ and __NetBSD__ are not
+ * among them: gcc's own headers would then ask for theirs.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE 1
@@ -54,6 +54,7 @@ int unveil(const char *path, const char *permissions);
 #ifndef NO_EVFILT_USER
 #define NO_EVFILT_USER
 #endif
+#define LIBKQUEUE 1
 #else
 #error "as what?"
 #endif

@@ -26,7 +26,9 @@ pytestmark = pytest.mark.loops("kqueue-bare")
 
 
 def test_the_loop_is_the_one_asked_for(syslog: Syslog, daemon: Daemon, loop: str) -> None:
-    assert f" ({loop.partition('-')[0]}), user " in syslog.wait_for("started:")
+    assert f" ({loop.removeprefix('lib').removesuffix('-bare')}), user " in syslog.wait_for(
+        "started:"
+    )
 
 
 def test_silent_reader(daemon: Daemon) -> None:

@@ -92,10 +92,11 @@ def test_listed_client_is_told_why_and_delivers_nothing(mail: Mail, family: Fami
     assert raised.endswith("while the ACTUAL forger is still connected.  Closing connection.')")
     assert mail.letters() == []
     assert mail.mx.counted(f"refused{family.name}") == 1
-    # From the true client to the address it called; the port is where the
-    # firewall sent it.
+    # From the true client to the address and port it called, by way of the
+    # port where the firewall sent it.
     from_ = rf"from=\[{re.escape(family.listed)}\]:40025"
-    to = rf"to=\[{re.escape(family.called)}\]:2525"
+    called = re.escape(family.called)
+    to = rf"to=\[{called}\]:25 via=\[{called}\]:2525"
     line = mail.daemon.syslog.wait_for("turned away ")
     assert re.search(
         rf"turned away {from_} {to} as={re.escape(NAME)} persona=blocked code=554 outcome=\w+$",

@@ -34,9 +34,9 @@ def test_a_renderer_that_overtakes_the_loops_is_seen(raced: Path) -> None:
     """
     for _ in range(3):
         ended = run(raced, "1", "0")
-        if ended.returncode != 0:  # or a client that was told half of each
+        if "data race" in ended.stderr:
             return
-    pytest.fail("neither ThreadSanitizer nor a client saw anything")
+    pytest.fail("ThreadSanitizer saw nothing")
 
 
 def test_no_memory_error(tmp_path: Path) -> None:

@@ -599,6 +599,12 @@ def test_crowdsec_finds_the_sources_of_real_lines(lines: list[str]) -> None:
     assert sorted(one["source_ip"] for one in found) == ["127.0.0.1"] * 3 + ["::1"] * 4
     assert {one["protocol"] for one in found} == {None, "http", "pop3"}
     assert {one["persona"] for one in found} == {"blocked", "mail"}
+    # Diverted, and on a list.
+    line = next(line for line in messages if re.search(pattern, line))
+    line = line.replace(" as=", " via=[192.0.2.1]:2525 as=").replace(" code=", " list=a code=")
+    more = re.search(pattern, line)
+    assert more is not None, line
+    assert (more["via_port"], more["list"]) == ("2525", "a")
     # What is taken over exists.
     for static in parser["statics"]:  # type: ignore[attr-defined]
         if "expression" in static:
@@ -613,5 +619,8 @@ def test_the_crowdsec_scenario_asks_for_what_the_parser_makes() -> None:
     scenario = crowdsec("turnaway-many.yaml")
     assert scenario["groupby"] == "evt.Meta.source_ip"
     assert "source_ip" in metas
-    assert scenario["filter"] == f"evt.Meta.log_type == '{metas['log_type']['value']}'"
+    assert scenario["filter"] == (
+        f"evt.Meta.log_type == '{metas['log_type']['value']}' && evt.Meta.persona != '-'"
+    )
+    assert "persona" in metas
     assert crowdsec("acquis.yaml")["labels"] == {"type": "syslog"}

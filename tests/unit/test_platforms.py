@@ -147,17 +147,43 @@ def test_the_stub_says_what_the_kqueue_loop_has(tmp_path: Path) -> None:
 def test_what_wakes_a_kqueue(name: str, descriptors: int) -> None:
     """One descriptor with EVFILT_USER, and a pipe besides without it."""
     code = f"""
-import errno, os
+import errno, os, socket, threading, time
 from turnaway import _board, _kqueue
 fds = _kqueue.open_wake()
 assert len(fds) == {descriptors}, fds
 assert not any(os.get_inheritable(fd) for fd in fds)
 for _ in range(100_000):
     _kqueue.wake(fds[-1])  # a pipe that is full is no trouble
+board = _board.Board(1, 1)
 try:
-    _kqueue.run(_board.Board(1, 1), 1)
+    _kqueue.run(board, 1)
 except IndexError as error:
     assert str(error) == "worker 1 of 1"
+with socket.create_server(("127.0.0.1", 0)) as listener:
+    listener.setblocking(False)
+    board.attach(0, 0, listener.fileno())
+    board.attach_wake(0, fds[0])
+    board.publish(0, "banner", b"421 no\\r\\n")
+    turns = lambda: board.states()[0][2]
+    loop = threading.Thread(target=_kqueue.run, args=(board, 0), daemon=True)
+    loop.start()
+    until = time.monotonic() + 10
+    while turns() < 1 and time.monotonic() < until:
+        time.sleep(0.01)
+    for _ in range(3):
+        before = turns()
+        _kqueue.wake(fds[-1])
+        while turns() == before and time.monotonic() < until:
+            time.sleep(0.01)
+    time.sleep(0.1)
+    before = turns()
+    assert before >= 4, before
+    time.sleep(0.3)
+    assert turns() == before, "it spins"
+    board.stop()
+    _kqueue.wake(fds[-1])
+    loop.join(10)
+    assert not loop.is_alive()
 for fd in fds:
     os.close(fd)
 try:

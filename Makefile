@@ -95,6 +95,8 @@ fuzz: $(VENV)/stamp-build
 	$(BIN)/python tests/fuzz/fuzzers.py run --times $(FUZZ_TIMES)
 
 sanitize: $(VENV)/stamp-package $(VENV)/stamp-test
+	$(PIP) 'pytest-benchmark>=5' hdrhistogram pygal
+	$(BIN)/python -m bench build
 	$(BIN)/python tests/sanitize/sanitizers.py
 
 coverage: $(VENV)/stamp-package $(VENV)/stamp-test

@@ -239,6 +239,8 @@ class Street:
             return "refused"
         except TimeoutError:
             return "timeout"
+        except OSError as error:  # reset, or no route while an address moves
+            return str(error.strerror).lower()
         session.close()
         return session.greeting
 

@@ -14,8 +14,10 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from namespaces import Lab, Namespace
@@ -30,7 +32,7 @@ from tests.faults.inject import Crowd
 
 HOST, GATE = "198.51.100.25", "198.51.100.129"  # the daemon, for guests and for the mob
 PORT = 2525
-GUESTS = [f"198.51.100.{host}" for host in range(30, 90)]
+GUESTS = [f"198.51.100.{host}" for host in range(31, 91)]
 RATE = 300  # guests a second
 
 # The rows of this run, by the name of the flood.
@@ -140,22 +142,26 @@ class Field:
         programs: int = 1,
         port: int = PORT,
         behaviour: str = "silent",
+        lead: float = 0,
         also: Callable[[], str] = str,
     ) -> blast.Result:
         """Guests come all the while, the mob of `count` clients (see mob.py) in so many
-        programs; returns how the guests fared.  `also` is said of it, too."""
+        programs; returns how the guests fared.  They come `lead` seconds before the mob,
+        or below 0 after it.  `also` is said of it, too."""
         expect = self.learn()
         watch = Watch(daemon.pid, self.host)
         with contextlib.ExitStack() as mobs:
-            crowd = Crowd(
-                PORT, seconds + 1.5, RATE, address=HOST, sources=GUESTS, expect=expect,
+            guests = partial(
+                Crowd, PORT, seconds + 1.5, RATE, address=HOST, sources=GUESTS, expect=expect,
                 behaviour=behaviour, home=self.guests,
             )  # fmt: skip
+            crowd = None if lead < 0 else guests()
+            time.sleep(max(0, lead))
             all_did = [
                 mobs.enter_context(self.program(kind, count // programs, seconds, port))
                 for _ in range(programs if kind else 0)
             ]
-            result = crowd.result()
+            result = (crowd or guests()).result()
         more = also()
         after = watch.end()
         words = [
@@ -188,7 +194,7 @@ def field_of_three() -> Iterator[Field]:
         lab.link(host, mob, at_one="eth1")
         host.address("eth0", f"{HOST}/25")
         host.address("eth1", f"{GATE}/25")
-        guests.address("eth0", *(f"{one}/25" for one in GUESTS))
+        guests.address("eth0", "198.51.100.30/25", *(f"{one}/25" for one in GUESTS))
         mob.address("eth0", "198.51.100.130/25")
         host.route("198.51.100.130", "203.0.113.0/24")
         yield Field(host, guests, mob)

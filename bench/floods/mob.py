@@ -46,7 +46,7 @@ def syn(address: str, port: int, count: int, seconds: float) -> dict[str, float]
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
         print("ready", flush=True)
         began = time.monotonic()
-        while sent < count and not over():
+        while sent < count and time.monotonic() < began + 3 * seconds:
             for _ in range(BURST):
                 source = bytes((203, 0, 113, rng.randrange(1, 255)))
                 mine, number = rng.randrange(1024, 65536), rng.getrandbits(32)

@@ -27,7 +27,7 @@ if folder is not None:
         follower.stop()
         data = follower.get_data()
         lines = {path: data.lines(path) for path in data.measured_files()}
-        octets = json.dumps(lines).encode()
+        octets = json.dumps(lines).encode() + b"\n"
         while octets:
             octets = octets[os.write(file, octets) :]
 

@@ -13,6 +13,7 @@ still counts.  The comments that Cython leaves in the C say which line of which
 spared.txt does not name, or was run and is named there.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -108,13 +109,39 @@ def places(c: str) -> dict[int, tuple[str, int]]:
     return found
 
 
+def active(header: Path) -> set[int]:
+    """Lines of a header that are statements and meant for this platform."""
+    told = subprocess.run(
+        ["clang", "-E", header], capture_output=True, text=True, check=True
+    ).stdout
+    found = set()
+    inside, number = False, 0
+    for line in told.splitlines():
+        if (stated := re.match(r'# (\d+) "([^"]*)"', line)) is not None:
+            inside, number = stated[2] == str(header), int(stated[1])
+            continue
+        if inside and not re.fullmatch(r"\s*([{}].*|static .*\)|)", line):
+            found.add(number)
+        number += 1
+    return found
+
+
 def compiled() -> Lines:
     """What the C compiler counted, by lines of ext/."""
     data = FOLDER / "all.profdata"
     names = FOLDER / "raw.txt"
     names.write_text("".join(f"{path}\n" for path in RAW.glob("*.profraw")))
     subprocess.run(
-        ["llvm-profdata", "merge", "-sparse", f"--input-files={names}", "-o", data], check=True
+        [
+            "llvm-profdata",
+            "merge",
+            "-sparse",
+            "-failure-mode=all",
+            f"--input-files={names}",
+            "-o",
+            data,
+        ],
+        check=True,
     )
     ran: Lines = {}
     for library in sorted((TREE / "turnaway").glob("_*.so")):
@@ -137,11 +164,7 @@ def compiled() -> Lines:
             if path.suffix == ".c":
                 where = places(text)
             else:
-                where = {
-                    number: (path.name, number)
-                    for number, line in enumerate(text.splitlines(), 1)
-                    if not re.fullmatch(r"\s*([{}].*|#.*|/?\*.*|static .*\)|)", line)
-                }
+                where = {number: (path.name, number) for number in active(path)}
             for line, count in counts.items():
                 if line in where:
                     file, number = where[line]
@@ -165,7 +188,7 @@ def place(file: str, source: list[str], line: int) -> str:
     heads = [
         stated[1]
         for text in source[:line]
-        if (stated := re.match(r"(?:    )?(?:c?def|static)\b.*?(\w+)\(", text))
+        if (stated := re.match(r"(?:    )?(?:c?def|static)\b[^=(]*?(\w+)\(", text))
     ]
     return f"{file} {heads[-1] if heads else ''}: {source[line - 1].strip()}"
 
@@ -179,9 +202,12 @@ def interpreted() -> dict[str, tuple[int, list[int]]]:
 
     seen: dict[str, set[int]] = {}
     for path in RAW.glob("*.lines"):
-        if octets := path.read_bytes():
-            for file, lines in json.loads(octets).items():
-                seen.setdefault(file, set()).update(lines)
+        # A line for each process that ended with this file open; none for one that
+        # was killed, perhaps half a one.
+        for text in path.read_text().splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                for file, lines in json.loads(text).items():
+                    seen.setdefault(file, set()).update(lines)
     data = coverage.CoverageData(basename=str(FOLDER / "python.coverage"))
     data.erase()
     data.add_lines(seen)

@@ -66,7 +66,7 @@ def held_clients(port: int, count: int, each: int) -> Iterator[int]:
 
 
 def test_sixty_five_thousand_descriptors(syslog: Syslog, told: Told, full: bool) -> None:
-    """Who comes then has the whole dialogue, and memory does not grow.
+    """Who comes then has the whole dialogue, and nothing is allocated.
 
     Each worker has a table of its own: where one process may have fewer than 65,000
     descriptors, there are so many workers that they have room.
@@ -88,10 +88,11 @@ def test_sixty_five_thousand_descriptors(syslog: Syslog, told: Told, full: bool)
             assert descriptors(daemon.pid) > many
         until(lambda: descriptors(daemon.pid) < 200, 20, "all to have left")
         assert daemon.counters()["held"] >= many
-    assert grown < 16384
+    # Half a KiB for each, of what was reserved before the first of them came.
+    assert grown < many / 2
     told(
         "65,000 descriptors in use", result, logged=[],
-        lost=f"nobody; {grown:,} KiB more resident memory, of {before:,}",
+        lost=f"nobody; of what was reserved at the start {grown:,} KiB more are in use",
     )  # fmt: skip
 
 
@@ -165,7 +166,7 @@ def test_control_clients_that_never_read(syslog: Syslog, tmp_path: Path, told: T
         took = time.monotonic() - began
         grown = daemon.memory() - before
     assert took < 1
-    assert grown < 8192
+    assert grown < 2048
     told(
         "control client never reads", result, logged=[],
         lost=f"records of the tails, told to them; {grown:,} KiB more memory,"

@@ -147,6 +147,20 @@ def test_sets_are_applied_by_themselves(host: Recipe) -> None:
     assert diverted(host)
 
 
+def test_a_list_that_the_rules_no_longer_know_is_gone(host: Recipe) -> None:
+    files = written(host)
+    one = host.street
+    one.ctl(host.where, "apply", *files, "--confirm-within", "0")
+    assert "bogons" in one.ctl(host.where, "status").stdout
+    words = [word for word in host.words if "bogons" not in word]
+    del words[-1]  # its --list
+    Path(files[0]).write_text(one.ctl(host.where, "rules", *words).stdout)
+    one.ctl(host.where, "apply", files[0], "--confirm-within", "0")
+    assert "bogons" not in host.where.run("nft", "list", "ruleset").stdout
+    assert diverted(host)
+    assert real(one.greeting(FOUR.source("other"), FOUR.called))
+
+
 def test_what_does_not_load_changes_nothing(host: Recipe) -> None:
     files = written(host)
     one = host.street
@@ -179,12 +193,13 @@ def test_nobody_slips_through_while_rules_and_sets_are_loaded_again(host: Recipe
             greetings.append(one.greeting(family.source("listed", number % 9), family.called))
         return greetings
 
-    text = "".join(Path(path).read_text() for path in files)
+    texts = [Path(path).read_text() for path in files]
     with ThreadPoolExecutor(6) as pool:
         callers = [pool.submit(call, number) for number in range(6)]
         try:
             for _ in range(10):
-                host.where.firewall(text)
+                for text in texts:
+                    host.where.firewall(text)
             one.ctl(host.where, "apply", *files, "--confirm-within", "0")
         finally:
             over.set()

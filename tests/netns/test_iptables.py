@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
+import socketserver
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -164,30 +164,35 @@ class Crossroads:
             return one.makefile().readline().strip()
 
 
-def serve(where: Namespace, name: str, address: str, ports: list[int]) -> list[socket.socket]:
-    """Servers that say `name` and the address that was called."""
-    made = [where.listen(address, port) for port in ports]
+class Greeter(socketserver.TCPServer):
+    """Says its name, and the address that was called."""
 
-    def answer(listener: socket.socket) -> None:
-        while True:
-            try:
-                one, _ = listener.accept()
-            except OSError:
-                return
-            with one:
-                called, number = one.getsockname()[:2]
-                one.sendall(f"{name} {called} {number}\n".encode())
+    def __init__(self, where: Namespace, name: str, address: str, port: int) -> None:
+        super().__init__((address, port), _Greeting, bind_and_activate=False)
+        self.socket.close()
+        self.socket = where.listen(address, port)
+        self.name = name
+        self._thread = threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True)
+        self._thread.start()
 
-    for listener in made:
-        listener.settimeout(60)
-        threading.Thread(target=answer, args=(listener,), daemon=True).start()
-    return made
+    def server_close(self) -> None:
+        self.shutdown()
+        self._thread.join()
+        super().server_close()
+
+
+class _Greeting(socketserver.StreamRequestHandler):
+    server: Greeter
+
+    def handle(self) -> None:
+        called, number = self.connection.getsockname()[:2]
+        self.wfile.write(f"{self.server.name} {called} {number}\n".encode())
 
 
 @pytest.fixture
 def crossroads() -> Iterator[Crossroads]:
     need("iptables", "ipset", "sysctl")
-    open_: list[socket.socket] = []
+    servers: list[Greeter] = []
     with Lab() as lab:
         router, clients = lab.namespace("router"), lab.namespace("clients")
         mx, hosts = lab.namespace("mx"), [lab.namespace("one"), lab.namespace("two")]
@@ -218,12 +223,12 @@ def crossroads() -> Iterator[Crossroads]:
         router.run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
         for server, name in ((mx, "mx"), (hosts[0], "one"), (hosts[1], "two")):
             for address in ("0.0.0.0", "::"):
-                open_ += serve(server, name, address, [25, 2525])
+                servers += [Greeter(server, name, address, port) for port in (25, 2525)]
         try:
             yield Crossroads(router, clients, hosts)
         finally:
-            for listener in open_:
-                listener.close()
+            for one in servers:
+                one.server_close()
 
 
 TO = "10.66.1.31,10.66.2.31,fd00:1::31,fd00:2::31"

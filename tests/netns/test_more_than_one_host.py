@@ -155,8 +155,7 @@ def test_a_host_fails_and_comes_back(
             back = clients.told - before
         assert clients.told["MX"] == 0  # fails closed
         # Half of the clients, for as long as two checks and an advertisement take.
-        assert failed["refused"] + failed["timeout"] > 0
-        assert failed["banner"] > 0
+        assert 0 < failed["banner"] < sum(failed.values())
         assert seconds < 10
         lost = sum(count for kind, count in back.items() if kind != "banner")
         assert lost * 20 < back["banner"]

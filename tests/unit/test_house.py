@@ -165,7 +165,6 @@ def test_platforms_are_told_apart_in_net_h_alone() -> None:
 
 WRITTEN_C = {
     "tests/kqueue/kqueue.c",
-    "tests/kqueue/platforms.c",
     "tests/loop/allocations.c",
 }  # by hand
 

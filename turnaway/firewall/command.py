@@ -240,6 +240,8 @@ def apply(options: argparse.Namespace) -> int:
         _dry_run(options.file, texts)
     else:
         _dry_run(["what is loaded", *options.file], [loaded, *texts])
+    if rules_too and programs.loaded():
+        texts.append(live.forgotten(texts))
     if options.confirm_within == 0:
         trial.load(texts)
         _tell("loaded")

@@ -6,13 +6,13 @@ here, so what nft(8) reads is of our making.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv6Network
 
 from turnaway.exits import OS_ERROR, UNAVAILABLE, USAGE, Failure
 from turnaway.firewall import programs
-from turnaway.firewall.nftables import TABLE
+from turnaway.firewall.nftables import TABLE, refuse_set
 from turnaway.firewall.plan import Address, address
 from turnaway.firewall.sources import Size
 from turnaway.firewall.sources import size as size_of
@@ -113,6 +113,17 @@ def packets() -> dict[tuple[str, int], int]:
 def answered() -> dict[int, int]:
     """Roles router and dsr: how many diverted flows had an answer, by family."""
     return {version: count for (name, version), count in _counters() if name is None}
+
+
+def forgotten(texts: Iterable[str]) -> str:
+    """Text that removes the sets and counters of lists that none of `texts` knows any more."""
+    known = {word for text in texts for word in text.split()}
+    return "".join(
+        f"delete set inet {TABLE} {refuse_set(version, name)}\n"
+        f"delete counter inet {TABLE} refused{version}_{name}\n"
+        for name, version in _sets()
+        if name != "auto" and refuse_set(version, name) not in known
+    )
 
 
 def sizes() -> dict[tuple[str, int], Size]:

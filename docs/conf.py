@@ -2,8 +2,8 @@
 
 Owns: how pages become a site.  Pages are Markdown that also reads well where
 Markdown is shown as it is; what only the site needs is added here: the manual
-pages, rendered by mandoc(1) as they are read, and each folder's pages below
-its index in the sidebar.  A warning is an error, a link that leads nowhere is
+pages, rendered by mandoc(1) as they are read, and below each
+folder's index, in the sidebar, the pages it links to in that order.  A warning is an error, a link that leads nowhere is
 a warning.
 """
 
@@ -92,7 +92,8 @@ def complete(app: Sphinx, name: str, source: list[str]) -> None:
     if folder == "reference" and page in MANUALS:
         source[0] += manual(page)
     if folder and page == "index":
-        source[0] += "\n\n```{toctree}\n:hidden:\n:glob:\n\n*\n```\n"
+        linked = dict.fromkeys(re.findall(r"\]\((\w[\w.-]*)\.md[)#]", source[0]))
+        source[0] += "\n\n```{toctree}\n:hidden:\n\n" + "\n".join(linked) + "\n```\n"
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

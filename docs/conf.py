@@ -40,6 +40,8 @@ suppress_warnings = ["misc.highlighting_failure"]
 
 html_theme = "furo"
 html_title = f"Turnaway {release}"
+html_logo = "images/turnaway.svg"
+html_favicon = "images/turnaway.ico"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False

@@ -152,7 +152,7 @@ class _Counting:
     """A board with counters of the test's own."""
 
     def __init__(self, of: Settings, **counts: int) -> None:
-        self._board = Board(of.workers, len(of.listeners))
+        self._board = Board(of.workers, len(of.listeners), lists=len(of.lists))
         self.counts = counts
 
     def counters(self, worker: int, listener: int) -> tuple[int, ...]:

@@ -258,7 +258,7 @@ def test_files_that_are_refused(lines: Lines, kind: str) -> None:
         path = path / "nowhere" / "x.json"
     ended = subprocess.run(
         [
-            *command("-f", "--pidfile", "none", "--log", f"json:{path}"),
+            *command("-f", "--pidfile", "none", "--control", "none", "--log", f"json:{path}"),
             LOCATION,
             f"127.0.0.1:{free_port()} {NAME}",
         ],

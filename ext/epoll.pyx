@@ -175,7 +175,6 @@ cdef void turn_until_stopped(Board *board, int poller, Worker *worker) noexcept 
         ready = epoll_wait(poller, events, EVENTS, patience(worker, now))
         before = now
         now = net_steady()
-        net_add64(&worker.turns, 1)
         taken = 0
         clients = 0
         emptied = True
@@ -190,6 +189,9 @@ cdef void turn_until_stopped(Board *board, int poller, Worker *worker) noexcept 
             else:
                 read(worker.wake, &note, sizeof(note))
                 obey(poller, worker, now)
+        # Only now: whoever sees that the loop has turned may wake it again, and that
+        # wakeup must not be among those just read.
+        net_add64(&worker.turns, 1)
         if worker.pool.used > 0:
             expire(board, worker, now)
         if worker.resting > 0:

@@ -45,7 +45,6 @@ def single(text: str) -> Address:
 
 def add(one: Address, seconds: int) -> None:
     """Divert `one` for so long; a lifetime that is running begins anew."""
-    need()
     if has(f"allow{one.version}", one):
         raise Failure(USAGE, f"{one} is on the allow list, and would not be diverted")
     # The kernel keeps the old lifetime of an element that is there already.
@@ -60,7 +59,6 @@ def add(one: Address, seconds: int) -> None:
 
 def remove(one: Address) -> None:
     """Divert `one` no more.  Raises Failure if it was not listed so."""
-    need()
     if not has(f"auto{one.version}", one):
         raise Failure(
             UNAVAILABLE, f"{one} is not in auto{one.version}; a list's sources are its file's"
@@ -75,9 +73,11 @@ def need() -> None:
 
 
 def has(name: str, one: Address) -> bool:
-    """Whether a set matches an address."""
-    done = programs.run("nft", "get", "element", "inet", TABLE, name, f"{{ {one} }}")
-    return done.returncode == 0
+    """Whether a set holds an address."""
+    # nft reads every set of the table for `get element`, and this one for `list set`.
+    if programs.run("nft", "list", "set", "inet", TABLE, name).returncode != 0:
+        need()
+    return any(first <= int(one) <= last for first, last in _elements(name))
 
 
 # What is there

@@ -315,7 +315,7 @@ def dropping(plan: Plan) -> Iterator[Finding]:
 
 def _foreign(kind: str) -> Iterator[dict[str, Any]]:
     """Chains or rules of the tables that are not ours."""
-    for one in programs.listed("--terse", "list", "ruleset"):
+    for one in programs.listed():
         if kind in one and (one[kind]["family"], one[kind]["table"]) != ("inet", TABLE):
             yield one[kind]
 

@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pygments.lexers.shell import BashSessionLexer
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -38,6 +40,8 @@ suppress_warnings = ["misc.highlighting_failure"]
 
 html_theme = "furo"
 html_title = f"Turnaway {release}"
+html_logo = "images/turnaway.svg"
+html_favicon = "images/turnaway.ico"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
@@ -49,6 +53,13 @@ html_theme_options = {
 }
 
 MANUALS = ("turnaway-fast.8", "turnawayctl.8", "turnaway.toml.5")
+
+
+class Session(BashSessionLexer):
+    """Sessions with the prompts of our pages: `$`, `mx#`, `listed$`, `other$`."""
+
+    _ps1rgx = re.compile(r"^((?:(?:mx|listed|other)[#$]|\$) )(.*\n?)")
+
 
 _HEADING = re.compile(
     r"""<h(?P<level>[12])\ class="S[hs]"[^>]*><a[^>]*>(?P<title>.*?)</a></h[12]>""",
@@ -98,4 +109,5 @@ def complete(app: Sphinx, name: str, source: list[str]) -> None:
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("source-read", complete)
+    app.add_lexer("console", Session)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

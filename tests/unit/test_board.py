@@ -963,3 +963,22 @@ def test_boards_of_any_size_read_back_empty(workers: int, extra: int) -> None:
     assert len(board.states()) == workers
     for listener in range(board.listeners):
         assert stats.of_listener(board, listener).words() == ""
+
+
+def test_the_sum_of_a_place_is_that_of_all_its_personas() -> None:
+    """A line that names no persona must not fall when a reload gives another one."""
+    from turnaway.personas import shipped
+    from turnaway.settings import Listener
+
+    def row(place: str, name: str, persona: str) -> stats.Row:
+        return stats.Row(place, name, persona, "smtp")
+
+    now = Listener("192.0.2.1", 25, "mx", "Earth", shipped("spammer"), 554)
+    counted = {
+        row("192.0.2.1:25", "mx", "mail"): stats.Totals(sent=5),
+        row("192.0.2.1:25", "mx", "spammer"): stats.Totals(sent=2),
+        row("192.0.2.1:25", "other", "mail"): stats.Totals(sent=40),
+        row("192.0.2.2:25", "mx", "mail"): stats.Totals(sent=80),
+    }
+    sums = stats.Sums(counted)
+    assert (sums.at(now)["sent"], sums.of(now)["sent"]) == (7, 2)

@@ -7,10 +7,15 @@ files that are memory-mapped from the start: a daemon that is confined, or kille
 still counts.  The comments that Cython leaves in the C say which line of which
 .pyx or .pxd a line of it stands for; a line counts as run when any C of it was.
 
-    python tests/cover/lines.py [run] [report]      default: both
+    python tests/cover/lines.py [run | more] [report] [PYTEST'S WORDS ...]
 
-`run` returns what pytest returned; `report` is 1 when a line of ext/ was not run that
-spared.txt does not name, or was run and is named there.
+    run     build, forget what was counted, run the tests (default: all of them)
+    more    run more tests in what `run` built, and count on
+    report  the tables
+
+Without a command: run and report.  `run` and `more` return what pytest returned;
+`report` is 1 when a line of ext/ was not run that spared.txt does not name, or was run
+and is named there.  It needs clang, llvm and libclang-rt-dev.
 """
 
 import contextlib
@@ -20,7 +25,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -33,7 +38,15 @@ FOLDER = ROOT / "build" / "coverage"
 TREE = FOLDER / "tree"
 RAW = FOLDER / "raw"
 SPARED = HERE / "spared.txt"
-COMPILER = "-O1 -w -fprofile-instr-generate -fcoverage-mapping -mllvm -runtime-counter-relocation"
+COMPILER = {
+    "CC": "clang",
+    "LDSHARED": "clang -shared",
+    "CFLAGS": (
+        "-O1 -w -fprofile-instr-generate -fcoverage-mapping -mllvm -runtime-counter-relocation"
+    ),
+    "LDFLAGS": "-fprofile-instr-generate",
+}
+COMMANDS = ("run", "more", "report")
 # They count system calls, allocations, packets and memory, or run other programs.
 LEFT_OUT = (
     *("tests/fuzz", "tests/sanitize", "tests/loop/test_guard.py"),
@@ -45,13 +58,7 @@ Lines = dict[str, dict[int, bool]]  # {file of ext/: {line: was it run}}
 
 def prepare() -> Path:
     """The environment, with follow.py in every Python of it; the Python."""
-    python = install(
-        FOLDER,
-        {
-            **{"CC": "clang", "LDSHARED": "clang -shared", "CFLAGS": COMPILER},
-            "LDFLAGS": "-fprofile-instr-generate",
-        },
-    )
+    python = install(FOLDER, COMPILER)
     pip = (python, "-m", "pip", "install", "-q", "--disable-pip-version-check")
     subprocess.run([*pip, "coverage>=7.6"], check=True)
     site = next((FOLDER / "venv" / "lib").glob("python*/site-packages"))
@@ -60,20 +67,26 @@ def prepare() -> Path:
     return python
 
 
-def run() -> int:
-    python = prepare()
-    shutil.rmtree(RAW, ignore_errors=True)
-    RAW.mkdir()
-    RAW.chmod(0o1777)  # the daemon is nobody by then
+def run(words: Sequence[str], more: bool) -> int:
+    if more:
+        python = FOLDER / "venv" / "bin" / "python"
+        shutil.copytree(ROOT / "tests", TREE / "tests", dirs_exist_ok=True)
+    else:
+        python = prepare()
+        shutil.rmtree(RAW, ignore_errors=True)
+        RAW.mkdir()
+        RAW.chmod(0o1777)  # the daemon is nobody by then
     return subprocess.run(
         [
             *(python, "-W", "ignore", "-m", "pytest", "-q", "-p", "no:cacheprovider"),
             *(f"--ignore={name}" for name in LEFT_OUT),
-            *("--timeout=300", "tests"),
+            "--timeout=300",
+            *(words or ["tests"]),
         ],
         cwd=TREE,
         env={
             **os.environ,
+            **COMPILER,  # of the kqueue loop, which the tests build
             "TURNAWAY_COVER": str(RAW),
             "TURNAWAY_COVERED": f"{TREE}/turnaway/*",
             "LLVM_PROFILE_FILE": f"{RAW}/%p-%m%c.profraw",
@@ -144,7 +157,8 @@ def compiled() -> Lines:
         check=True,
     )
     ran: Lines = {}
-    for library in sorted((TREE / "turnaway").glob("_*.so")):
+    kqueue = TREE / "build" / "kqueue" / "kqueue" / "package" / "turnaway"
+    for library in (*sorted((TREE / "turnaway").glob("_*.so")), *kqueue.glob("_kqueue*.so")):
         counted = subprocess.run(
             ["llvm-cov", "export", "-format=lcov", "-instr-profile", data, library],
             capture_output=True,
@@ -270,8 +284,12 @@ def report() -> int:
 
 
 if __name__ == "__main__":
-    wanted = sys.argv[1:] or ["run", "report"]
-    status = run() if "run" in wanted else 0
-    if "report" in wanted:
+    commands = [word for word in sys.argv[1:] if word in COMMANDS] or ["run", "report"]
+    words = [word for word in sys.argv[1:] if word not in COMMANDS]
+    status = 0
+    for command in ("run", "more"):
+        if command in commands:
+            status = run(words, command == "more")
+    if "report" in commands:
         status = report() or status
     sys.exit(status)

@@ -7,8 +7,10 @@
 #             what goes wrong and who comes too often, and the tables of
 #             docs/reliability.md from it; floods and soak take minutes and want root
 # make fuzz   5 million executions of the fuzz targets (FUZZ_TIMES=10: 50 million); needs clang
-# make sanitize  loops, tests and parts under the sanitizers and valgrind: 20 minutes
-# make coverage  which lines of ext/ and turnaway/ the tests run: 15 minutes; needs clang, llvm
+# make sanitize  loops, tests and parts under the sanitizers and valgrind: 20 minutes; needs
+#             gcc, clang, libclang-rt-dev and valgrind
+# make coverage  which lines of ext/ and turnaway/ the tests run: 15 minutes; needs clang,
+#             llvm and libclang-rt-dev (COVER='run report tests/unit': these tests alone)
 # make docs   the documentation site, in docs/_build/html; a warning is an error; needs mandoc
 # make clean  what the others made
 #
@@ -101,7 +103,7 @@ sanitize: $(VENV)/stamp-package $(VENV)/stamp-test
 
 coverage: $(VENV)/stamp-package $(VENV)/stamp-test
 	$(PIP) 'coverage>=7.6'
-	$(BIN)/python tests/cover/lines.py
+	$(BIN)/python tests/cover/lines.py $(COVER)
 
 docs: $(VENV)/stamp-docs
 	$(BIN)/python -m sphinx -W --keep-going -n -E -j auto -q -b html docs docs/_build/html

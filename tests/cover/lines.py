@@ -7,11 +7,12 @@ files that are memory-mapped from the start: a daemon that is confined, or kille
 still counts.  The comments that Cython leaves in the C say which line of which
 .pyx or .pxd a line of it stands for; a line counts as run when any C of it was.
 
-    python tests/cover/lines.py [run | more] [report] [PYTEST'S WORDS ...]
+    python tests/cover/lines.py [run | more] [report | page] [PYTEST'S WORDS ...]
 
     run     build, forget what was counted, run the tests (default: all of them)
     more    run more tests in what `run` built, and count on
     report  the tables
+    page    the same, and the table of docs/coverage.md
 
 Without a command: run and report.  `run` and `more` return what pytest returned;
 `report` is 1 when a line of ext/ was not run that spared.txt does not name, or was run
@@ -21,11 +22,15 @@ and is named there.  It needs clang, llvm and libclang-rt-dev.
 import contextlib
 import json
 import os
+import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from datetime import date
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -37,6 +42,7 @@ from sanitize.sanitizers import install  # noqa: E402
 FOLDER = ROOT / "build" / "coverage"
 TREE = FOLDER / "tree"
 RAW = FOLDER / "raw"
+WORDS = FOLDER / "words.txt"  # what was run
 SPARED = HERE / "spared.txt"
 COMPILER = {
     "CC": "clang",
@@ -46,7 +52,9 @@ COMPILER = {
     ),
     "LDFLAGS": "-fprofile-instr-generate",
 }
-COMMANDS = ("run", "more", "report")
+COMMANDS = ("run", "more", "report", "page")
+PAGE = ROOT / "docs" / "coverage.md"
+BEGIN, END = "<!-- coverage: begin -->", "<!-- coverage: end -->"
 # They count system calls, allocations, packets and memory, or run other programs.
 LEFT_OUT = (
     *("tests/fuzz", "tests/sanitize", "tests/loop/test_guard.py"),
@@ -76,6 +84,8 @@ def run(words: Sequence[str], more: bool) -> int:
         shutil.rmtree(RAW, ignore_errors=True)
         RAW.mkdir()
         RAW.chmod(0o1777)  # the daemon is nobody by then
+    with WORDS.open("a" if more else "w") as file:
+        file.write(f"{shlex.join(['more' if more else 'run', *words])}\n")
     return subprocess.run(
         [
             *(python, "-W", "ignore", "-m", "pytest", "-q", "-p", "no:cacheprovider"),
@@ -254,33 +264,64 @@ def row(name: str, lines: int, missed: int, which: str = "") -> str:
     return f"{name:32} {lines:6} {missed:6} {share:7.1f} %  {which}".rstrip()
 
 
-def report() -> int:
+def report(page: bool) -> int:
     print(f"{'file':32} {'lines':>6} {'missed':>6} {'run':>9}  missed lines")
-    everything = missed = 0
     named = spared()
+    files = []  # (name, lines, missed, of those named)
     left = []
     for file, lines in sorted(compiled().items()):
         source = (TREE / "ext" / file).read_text().splitlines()
-        these = [line for line, ran in lines.items() if not ran]
+        these = sorted(line for line, ran in lines.items() if not ran)
+        places = [place(file, source, line) for line in these]
         print(row(f"ext/{file}", len(lines), len(these), spans(these)))
-        everything += len(lines)
-        missed += len(these)
-        left += [place(file, source, line) for line in sorted(these)]
-    print(row("ext/", everything, missed))
-    everything = missed = 0
-    for file, (statements, numbers) in interpreted().items():
-        print(row(file, statements, len(numbers), spans(numbers)))
-        everything += statements
+        files.append((f"ext/{file}", len(lines), len(these), sum(one in named for one in places)))
+        left += zip(places, these, strict=True)
+    everything = "ext/", *(sum(one[at] for one in files) for at in (1, 2, 3))
+    print(row(*everything[:3]))
+    statements = missed = 0
+    for file, (all_of_it, numbers) in interpreted().items():
+        print(row(file, all_of_it, len(numbers), spans(numbers)))
+        statements += all_of_it
         missed += len(numbers)
-    print(row("turnaway/", everything, missed))
-    unnamed = [one for one in left if one not in named]
-    idle = sorted(named.keys() - set(left))
-    print("", "Of ext/ not run, and why:", sep="\n")
-    for one in left:
-        print(f"{one}  ## {named.get(one, '?')}")
+    python = "turnaway/", statements, missed
+    print(row(*python))
+    unnamed = [f"{line}: {one}" for one, line in left if one not in named]
+    idle = sorted(named.keys() - {one for one, _ in left})
+    for one in unnamed:
+        print(f"not run, and not in {SPARED.name}: {one}")
     for one in idle:
-        print(f"named in {SPARED.name}, and run or gone: {one}")
+        print(f"in {SPARED.name}, and run or gone: {one}")
+    if page:
+        write([*files, everything], python, Counter(named[one] for one, _ in left if one in named))
     return 1 if unnamed or idle else 0
+
+
+def write(
+    files: Sequence[tuple[str, int, int, int]], python: tuple[str, int, int], whys: Counter[str]
+) -> None:
+    """The part of docs/coverage.md that is measured."""
+
+    def share(lines: int, missed: int) -> str:
+        return f"{100 * (lines - missed) / lines:.1f} %"
+
+    lines = [
+        f"On {date.today()}, {platform.system()} {platform.release()}, "
+        f"Python {platform.python_version()}:",
+        *("", "```sh"),
+        *(f"python tests/cover/lines.py {words}" for words in WORDS.read_text().splitlines()),
+        "```",
+        *("", "| file | lines | run | not run | of those named |", "|---|---:|---:|---:|---:|"),
+        *(
+            f"| `{name}` | {all_of_it} | {share(all_of_it, missed)} | {missed} | {reason} |"
+            for name, all_of_it, missed, reason in files
+        ),
+        f"| `{python[0]}` (Python) | {python[1]} | {share(*python[1:])} | {python[2]} | |",
+        *("", "| lines of `ext/` not run | why |", "|---:|---|"),
+        *(f"| {times} | {why} |" for why, times in whys.most_common()),
+    ]
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    after = rest.partition(END)[2]
+    PAGE.write_text("\n".join((before + BEGIN, *lines, END + after)))
 
 
 if __name__ == "__main__":
@@ -290,6 +331,6 @@ if __name__ == "__main__":
     for command in ("run", "more"):
         if command in commands:
             status = run(words, command == "more")
-    if "report" in commands:
-        status = report() or status
+    if "report" in commands or "page" in commands:
+        status = report("page" in commands) or status
     sys.exit(status)

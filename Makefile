@@ -11,6 +11,11 @@
 #             gcc, clang, libclang-rt-dev and valgrind
 # make coverage  which lines of ext/ and turnaway/ the tests run: 15 minutes; needs clang,
 #             llvm and libclang-rt-dev (COVER='run report tests/unit': these tests alone)
+# make dist   the sdist, the wheel made from it, and what release tools say of both
+# make test-installed  the system tests against the sdist, installed by pip elsewhere
+# make deb    the Debian source package and package, in build/deb (contrib/debian/README.md)
+# make test-deb  that package in a root directory of its own; wants root and apt's mirror
+# make icon   the PNG and ICO files from docs/images/turnaway.svg; needs librsvg2-bin, imagemagick
 # make docs   the documentation site, in docs/_build/html; a warning is an error; needs mandoc
 # make clean  what the others made
 #
@@ -22,7 +27,12 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 EXT    := $(wildcard ext/*.pyx ext/*.pxd ext/*.h) setup.py
 
-.PHONY: run test failover lint bench faults floods soak fuzz sanitize coverage docs clean
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' turnaway/__init__.py)
+# The same commit makes the same archives.
+EPOCH  := $(shell git log -1 --format=%ct 2>/dev/null)
+DATED  := $(if $(EPOCH),SOURCE_DATE_EPOCH=$(EPOCH))
+
+.PHONY: run test failover lint bench faults floods soak fuzz sanitize coverage dist test-installed deb test-deb icon docs clean
 
 $(VENV)/stamp-venv:
 	$(PYTHON) -m venv $(VENV)
@@ -53,6 +63,10 @@ $(VENV)/stamp-docs: $(VENV)/stamp-build
 
 $(VENV)/stamp-bench: $(VENV)/stamp-build
 	$(PIP) --group bench --group test
+	touch $@
+
+$(VENV)/stamp-release: $(VENV)/stamp-build
+	$(PIP) --group release
 	touch $@
 
 run: $(VENV)/stamp-package
@@ -104,6 +118,51 @@ sanitize: $(VENV)/stamp-package $(VENV)/stamp-test
 coverage: $(VENV)/stamp-package $(VENV)/stamp-test
 	$(PIP) 'coverage>=7.6'
 	$(BIN)/python tests/cover/lines.py $(COVER)
+
+dist: $(VENV)/stamp-release
+	rm -rf dist
+	$(DATED) $(BIN)/python -m build
+	$(BIN)/check-manifest
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/abi3audit --strict --summary dist/*.whl
+	$(BIN)/auditwheel show dist/*.whl
+	$(BIN)/auditwheel show dist/*.whl | grep -q '"manylinux_2_'
+
+# INSTALLED: pytest's arguments; everything in tests/system without them.
+INSTALLED ?=
+
+test-installed: $(VENV)/stamp-release
+	rm -rf build/sdist
+	$(DATED) $(BIN)/python -m build --sdist --outdir build/sdist
+	$(PYTHON) tests/packages/installed.py build/sdist/turnaway-$(VERSION).tar.gz $(INSTALLED)
+
+# Debian's tools are written for Debian's Python: whatever comes before it in PATH
+# is out of their way.
+UNPACKED := build/deb/turnaway-$(VERSION)
+
+deb: $(VENV)/stamp-release
+	rm -rf build/deb
+	$(DATED) $(BIN)/python -m build --sdist --outdir build/deb
+	tar -C build/deb -xzf $(UNPACKED).tar.gz
+	cd $(UNPACKED) && $(CURDIR)/$(BIN)/python setup.py --version
+	cd $(UNPACKED) && mv build/cython/ext/*.c ext/ && rm -r build
+	tar -C build/deb -czf build/deb/turnaway_$(VERSION).orig.tar.gz turnaway-$(VERSION)
+	cp -R $(UNPACKED)/contrib/debian $(UNPACKED)/debian
+	cd $(UNPACKED) && PATH=/usr/sbin:/usr/bin:/sbin:/bin dpkg-buildpackage -us -uc
+	lintian --fail-on error --allow-root \
+		--suppress-tags bogus-mail-host,bogus-mail-host-in-debian-changelog \
+		build/deb/turnaway_$(VERSION)-*.changes
+
+test-deb: deb $(VENV)/stamp-package $(VENV)/stamp-test
+	$(BIN)/python -m pytest -m package tests/packages $(PYTEST_ARGS)
+
+SIZES := 16 32 48 128 512
+
+icon: docs/images/turnaway.svg
+	cd docs/images && for size in $(SIZES); do \
+		rsvg-convert --width=$$size --height=$$size turnaway.svg \
+			--output=turnaway-$$size.png || exit; done
+	cd docs/images && convert turnaway-16.png turnaway-32.png turnaway-48.png turnaway.ico
 
 docs: $(VENV)/stamp-docs
 	$(BIN)/python -m sphinx -W --keep-going -n -E -j auto -q -b html docs docs/_build/html

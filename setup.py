@@ -2,29 +2,36 @@
 
 The loop is that of the platform: epoll on Linux, kqueue on FreeBSD, OpenBSD,
 NetBSD and macOS.  Everything else about the package stands in pyproject.toml.
-Three switches, all environment variables, all for developers:
+Four switches, all environment variables, all for developers and packagers:
 
     TURNAWAY_STRICT=1    C warnings and Cython's performance hints are errors
     TURNAWAY_COVERAGE=1  line tracing for coverage.py (not abi3, C beside .pyx)
     TURNAWAY_LOOP=kqueue on Linux, the loop of the BSDs over the libkqueue that
                          pkg-config finds; a daemon takes it where it finds no other
+    TURNAWAY_CYTHON=no   compile the C that lies beside the sources: for a system
+                         whose Cython is older than ours (contrib/debian)
+
+With SOURCE_DATE_EPOCH set, the same files make the same sdist, octet for octet.
 """
 
 import contextlib
+import gzip
 import io
 import os
 import shlex
 import subprocess
 import sys
 import sysconfig
+import tarfile
 from pathlib import Path
 
-from Cython.Build import cythonize
-from Cython.Compiler import Options
 from setuptools import Extension, setup
+from setuptools.command.sdist import sdist
 
 STRICT = os.environ.get("TURNAWAY_STRICT") == "1"
 COVERAGE = os.environ.get("TURNAWAY_COVERAGE") == "1"
+CYTHON = os.environ.get("TURNAWAY_CYTHON") != "no"
+EPOCH = os.environ.get("SOURCE_DATE_EPOCH")
 # One binary for CPython 3.11 and later; not where the build has no GIL (no
 # limited API there before 3.15) nor with line tracing (not in a limited API).
 ABI3 = not COVERAGE and not sysconfig.get_config_var("Py_GIL_DISABLED")
@@ -37,8 +44,6 @@ LOOPS = {
     "darwin": ("kqueue",),
 }
 SHARED = [str(path) for path in sorted(Path("ext").glob("*.pxd"))] + ["ext/net.h", "ext/sandbox.h"]
-
-Options.warning_errors = True
 
 
 def loop() -> str:
@@ -104,7 +109,7 @@ def extension(name: str) -> Extension:
             libraries += ["-Wl,--push-state,--no-as-needed", "-lgcc_s", "-Wl,--pop-state"]
     return Extension(
         f"turnaway._{name}",
-        [f"ext/{name}.pyx"],
+        [f"ext/{name}.pyx" if CYTHON else f"ext/{name}.c"],
         include_dirs=["ext"],
         depends=SHARED,
         define_macros=macros,
@@ -116,6 +121,13 @@ def extension(name: str) -> Extension:
 
 def generate(extensions: list[Extension]) -> list[Extension]:
     """cythonize, and in a strict build refuse what Cython only hints at."""
+    if not CYTHON:
+        return extensions
+    # Here, because it is not everywhere.
+    from Cython.Build import cythonize
+    from Cython.Compiler import Options
+
+    Options.warning_errors = True
     said = io.StringIO()
     with contextlib.redirect_stderr(said):
         try:
@@ -132,7 +144,39 @@ def generate(extensions: list[Extension]) -> list[Extension]:
                 raise SystemExit("setup.py: performance hints are errors (see above)")
 
 
+class Archive(sdist):
+    """An sdist that tells nothing of when, where and by whom it was made."""
+
+    def make_archive(
+        self,
+        base_name: str,
+        format: str,
+        root_dir: str | os.PathLike[str] | None = None,
+        base_dir: str | None = None,
+        owner: str | None = None,
+        group: str | None = None,
+    ) -> str:
+        if EPOCH is None or format != "gztar" or root_dir is not None or base_dir is None:
+            return super().make_archive(base_name, format, root_dir, base_dir, owner, group)
+
+        def plain(member: tarfile.TarInfo) -> tarfile.TarInfo:
+            member.mtime = int(EPOCH)
+            member.uid = member.gid = 0
+            member.uname = member.gname = ""
+            member.mode = 0o755 if member.mode & 0o100 else 0o644
+            return member
+
+        name = f"{base_name}.tar.gz"
+        with (
+            gzip.GzipFile(name, "wb", mtime=int(EPOCH)) as packed,
+            tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive,
+        ):
+            archive.add(base_dir, filter=plain)  # in the order of the names
+        return name
+
+
 setup(
+    cmdclass={"sdist": Archive},
     ext_modules=generate([extension(name) for name in ("board", "journal", "readers", loop())]),
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if ABI3 else {},
 )

@@ -2,8 +2,8 @@
 
 Owns: how pages become a site.  Pages are Markdown that also reads well where
 Markdown is shown as it is; what only the site needs is added here: the manual
-pages, rendered by mandoc(1) as they are read, and each folder's pages below
-its index in the sidebar.  A warning is an error, a link that leads nowhere is
+pages, rendered by mandoc(1) as they are read, and below each
+folder's index, in the sidebar, the pages it links to in that order.  A warning is an error, a link that leads nowhere is
 a warning.
 """
 
@@ -14,6 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from pygments.lexers.shell import BashSessionLexer
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -38,6 +40,8 @@ suppress_warnings = ["misc.highlighting_failure"]
 
 html_theme = "furo"
 html_title = f"Turnaway {release}"
+html_logo = "images/turnaway.svg"
+html_favicon = "images/turnaway.ico"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
@@ -49,6 +53,13 @@ html_theme_options = {
 }
 
 MANUALS = ("turnaway-fast.8", "turnawayctl.8", "turnaway.toml.5")
+
+
+class Session(BashSessionLexer):
+    """Sessions with the prompts of our pages: `$`, `mx#`, `listed$`, `other$`."""
+
+    _ps1rgx = re.compile(r"^((?:(?:mx|listed|other)[#$]|\$) )(.*\n?)")
+
 
 _HEADING = re.compile(
     r"""<h(?P<level>[12])\ class="S[hs]"[^>]*><a[^>]*>(?P<title>.*?)</a></h[12]>""",
@@ -92,9 +103,11 @@ def complete(app: Sphinx, name: str, source: list[str]) -> None:
     if folder == "reference" and page in MANUALS:
         source[0] += manual(page)
     if folder and page == "index":
-        source[0] += "\n\n```{toctree}\n:hidden:\n:glob:\n\n*\n```\n"
+        linked = dict.fromkeys(re.findall(r"\]\((\w[\w.-]*)\.md[)#]", source[0]))
+        source[0] += "\n\n```{toctree}\n:hidden:\n\n" + "\n".join(linked) + "\n```\n"
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("source-read", complete)
+    app.add_lexer("console", Session)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -44,6 +44,9 @@ from slot cimport (
 cdef enum:
     # How much input one look throws away; a talker with more is parked anyway.
     DISCARD_OCTETS = 1 << 20
+    # Where the kernel follows no connections, ask again after this long: a firewall
+    # may be loaded after us.
+    UNTRACKED_MICROS = 1_000_000
 
 
 cdef inline size_t address_client(const Slot *slot, const unsigned char *peer, char *text) noexcept nogil:
@@ -186,18 +189,18 @@ cdef inline void where(
         line.local_port = net_unpack(&asked, line.local)
     memcpy(line.via, line.local, 16)
     line.via_port = line.local_port
-    if caller.called_port != 0:
+    if caller.told:
         memcpy(line.local, caller.called, 16)
         line.local_port = caller.called_port
     elif facts.transparent:
         line.via_port = <uint16_t>facts.port
         if not facts.wildcard:
             memcpy(line.via, facts.local, 16)
-    elif not listening.untracked:
+    elif line.moment >= listening.untracked:
         if net_original(fd, not source_is_ipv4(caller.peer), &asked) == 0:
             line.local_port = net_unpack(&asked, line.local)
         elif errno == e.ENOPROTOOPT:
-            listening.untracked = True
+            listening.untracked = line.moment + UNTRACKED_MICROS
     if line.via_port != line.local_port or memcmp(line.via, line.local, 16) != 0:
         line.flags |= RECORD_VIA
 

@@ -24,7 +24,7 @@ from libc.errno cimport errno
 from lists cimport LISTS_MOST, lists_load
 from net cimport (
     NET_SHARE, net_cork, net_finwait, net_give_up, net_load32, net_load64, net_peer_user,
-    net_share, net_store32,
+    net_share, net_store32, net_whole_blocks,
 )
 from pool cimport FIFOS
 from pool cimport QUEUES as QUEUE_COUNT
@@ -76,6 +76,10 @@ MANNERS = ("now", "drain", "quit", "reset", "ask")
 EXPECTED = ("any", "http", "tls", "socks")
 STATES = ("new", "running", "stopped", "broken")
 DETAILS = ("none", "capped", "sample", "all")
+
+
+# Before any settings are read.
+net_whole_blocks()
 
 
 # When sockets of one address can be made to share its connections evenly.

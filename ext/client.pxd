@@ -60,12 +60,21 @@ cdef inline int32_t client_hold(
     Worker *worker, Listening *listening, int fd, const Caller *caller, Held state,
     Queue queue, int64_t now,
 ) noexcept nogil:
-    """The place of a client from now on, or -1 (counted) when there is no room."""
+    """The place of a client from now on, or -1 (counted) when there is no room.
+
+    One whose PROXY header is awaited was told nothing yet: another who was told gives
+    way to it.
+    """
     cdef int32_t place = -1
     cdef Refusal refusal = pool_hold(
         &worker.pool, fd, listening.index, caller, state,
         listening.facts.fifo[<int>queue], now, &place
     )
+    if refusal == HELD_TOTAL and state == HELD_PROXYING and client_sacrifice(worker):
+        refusal = pool_hold(
+            &worker.pool, fd, listening.index, caller, state,
+            listening.facts.fifo[<int>queue], now, &place
+        )
     if refusal == HELD_FINE:
         worker.pool.places[place].dialogue.matched = 0
         worker.pool.places[place].dialogue.mute = False
@@ -192,6 +201,7 @@ cdef inline bint client_header(Board *board, Worker *worker, int32_t place) noex
         client.caller.port = client.proxy.source_port
         memcpy(client.caller.called, client.proxy.called, 16)
         client.caller.called_port = client.proxy.called_port
+        client.caller.told = True
     client.caller.proxied = told != PROXY_MORE
     return client.caller.proxied
 

@@ -27,7 +27,8 @@ from net cimport (
     net_store32, net_writable,
 )
 from ring cimport (
-    OUTCOME_MISDIVERTED, RECORD_DETAILED, Record, Ring, ring_peek, ring_release, ring_waiting,
+    OUTCOME_HEADLESS, OUTCOME_MISDIVERTED, OUTCOME_STRANGER, RECORD_DETAILED, Record, Ring,
+    ring_peek, ring_release, ring_waiting,
 )
 from slot cimport WORDS as WORDS_COUNT
 from tally cimport TALLY_SETS, TALLY_WAYS, Source, Tally, tally_add
@@ -190,7 +191,9 @@ cdef inline void say(Outlet *outlet, const Record *record, const Tail *tail) noe
 
 cdef class Reader:
     """Reads the rings of `board`; `tails` are the end of a line, one for everything
-    that can be said, and `members` the same as members of a JSON object.
+    that can be said, and `members` the same as members of a JSON object.  `untold` has
+    (text, members) of each listener for who was told nothing, for no PROXY header
+    came; without it such a line ends as that of the listener's own words.
 
     Raises ValueError for one longer than TAIL_OCTETS or a wrong number.
     """
@@ -198,6 +201,7 @@ cdef class Reader:
     cdef object board
     cdef Tail *tails
     cdef Tail *members
+    cdef int untold         # where in both those of `untold` begin, 0 for nowhere
     cdef int groups
     cdef uint64_t misdirected   # connections since `misdiverted` was last asked
     cdef Record misdirected_last
@@ -208,12 +212,17 @@ cdef class Reader:
     cdef size_t copied
     cdef int wanted
 
-    def __cinit__(self, board, tails, members, unsigned long long key):
+    def __cinit__(self, board, tails, members, unsigned long long key, untold=()):
         cdef int count
         self.board = board
         self.memory = <Memory *>PyCapsule_GetPointer(board.capsule, b"turnaway.board")
         self.groups = self.memory.groups
         count = self.memory.listeners * self.groups * <int>WORDS_COUNT
+        if untold:
+            self.untold = count
+            count += self.memory.listeners
+            tails = [*tails, *(text for text, _ in untold)]
+            members = [*members, *(json for _, json in untold)]
         self.tails = <Tail *>calloc(count, sizeof(Tail))
         self.members = <Tail *>calloc(count, sizeof(Tail))
         self.tally = <Tally *>calloc(1, sizeof(Tally))
@@ -321,6 +330,10 @@ cdef class Reader:
             said = (
                 (record.listener * self.groups + record.list) * <int>WORDS_COUNT + record.words
             )
+            if self.untold > 0 and (
+                record.outcome == OUTCOME_STRANGER or record.outcome == OUTCOME_HEADLESS
+            ):
+                said = self.untold + record.listener
             if record.outcome == OUTCOME_MISDIVERTED:
                 self.misdirected += 1
                 self.misdirected_last = record[0]

@@ -104,7 +104,7 @@ cdef struct Listening:
     bint paused         # out of the poller because the shell said so
     int64_t retry       # steady clock; when to come back from resting
     bint leaves         # [shell] retire: no other loop goes on with it
-    bint untracked      # the kernel follows no connections: nothing was redirected
+    int64_t untracked   # calendar; the kernel follows no connections: not asked before
     Budget budget
     const Facts *facts
     const Answer *answers   # [groups][WORDS]; the first for who is on no list

@@ -25,6 +25,9 @@
 #include <time.h>
 #include <unistd.h>
 
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 #if defined(__linux__)
 #include <sched.h>
 #include <sys/prctl.h>
@@ -336,6 +339,19 @@ static inline int64_t net_peer_user(int fd)
     uid_t user;
     gid_t group;
     return getpeereid(fd, &user, &group) == 0 ? (int64_t)user : -1;
+#endif
+}
+
+/*
+ * Let big blocks of memory come from mmap(2) alone, so that they go back when they
+ * are freed: mallopt(3).  By itself glibc raises its limit to the size of the last
+ * that was freed, up to 32 MiB; tables of half a million addresses, read again with
+ * each reload, then leave a heap full of holes.
+ */
+static inline void net_whole_blocks(void)
+{
+#if defined(__GLIBC__)
+    (void)mallopt(M_MMAP_THRESHOLD, 128 * 1024);
 #endif
 }
 

@@ -38,6 +38,7 @@ cdef extern from "net.h" nogil:
     int net_finwait(int fd, int seconds)
     int net_share(int fd)
     int64_t net_peer_user(int fd)
+    void net_whole_blocks()
     void net_name_thread(const char *name)
     int net_send_datagrams(int fd, const iovec *datagrams, int count)
     int net_writable(int fd, int millis)

@@ -46,9 +46,10 @@ cdef struct Caller:
     # Who called, and whom.
     unsigned char peer[16]      # IPv4 as v4-mapped
     uint16_t port
-    uint16_t called_port        # as a proxy has told it; 0: ask the kernel
+    uint16_t called_port
     uint8_t list                # the list it is on, counted from 1; 0: on none
     bint proxied                # its PROXY header was read, or none is needed
+    bint told                   # by a proxy, with `called` and its port; else ask the kernel
     unsigned char called[16]
 
 cdef enum Refusal:
@@ -172,11 +173,12 @@ cdef inline Refusal pool_hold(
 ) noexcept nogil:
     """Take a place for a socket, or say why there is none.
 
-    One whose PROXY header is awaited counts for no source: it is not known yet.
+    One whose PROXY header is awaited counts for no source: it is not known yet.  Nor
+    was it answered, so that it is taken under stress, while there is a place.
     """
     cdef int32_t bucket = NOBODY
     cdef Client *client
-    if pool.stress:
+    if pool.stress and state != HELD_PROXYING:
         return HELD_STRESS
     if pool.free == NOBODY and pool.fresh == pool.capacity:
         return HELD_TOTAL
@@ -207,7 +209,7 @@ cdef inline Refusal pool_hold(
         pool.buckets[bucket] = place[0]
     fifo_append(pool, place[0], queue, now)
     net_store32(&pool.used, pool.used + 1)
-    if pool.used > <uint32_t>pool.high:
+    if pool.used > <uint32_t>pool.high and not pool.stress:
         net_store32(&pool.stress, True)
         net_add64(&pool.stresses, 1)
     return HELD_FINE

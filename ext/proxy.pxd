@@ -23,7 +23,8 @@ cdef enum:
 cdef enum Proxied:
     PROXY_MORE
     PROXY_BAD
-    PROXY_ITSELF            # LOCAL or UNKNOWN: the addresses of the connection hold
+    # LOCAL, UNKNOWN, or a family that is not TCP's: the addresses of the connection hold.
+    PROXY_ITSELF
     PROXY_KNOWN             # `source` and `called` are set
 
 cdef struct Proxy:
@@ -102,7 +103,7 @@ cdef inline Proxied proxy_line(Proxy *proxy) noexcept nogil:
     proxy.octets[proxy.filled] = 0
     if proxy.filled < 15 or proxy.octets[proxy.filled - 2] != 13:
         return PROXY_BAD
-    if memcmp(at, b"PROXY UNKNOWN", 13) == 0 and (at[13] == 32 or at[13] == 13):
+    if memcmp(at, b"PROXY UNKNOWN", 13) == 0 and (at[13] == 32 or proxy.filled == 15):
         return PROXY_ITSELF
     if memcmp(at, b"PROXY TCP4 ", 11) == 0:
         family = AF_INET
@@ -138,7 +139,10 @@ cdef inline Proxied proxy_fixed(Proxy *proxy) noexcept nogil:
     cdef uint32_t length = proxy_port(proxy.octets + 14)
     cdef uint8_t command = proxy.octets[12] & 0x0F
     cdef uint8_t family = proxy.octets[13]
-    if proxy.octets[12] >> 4 != 2 or command > 1 or family >> 4 > 3 or family & 0x0F > 2:
+    if proxy.octets[12] >> 4 != 2 or command > 1:
+        return PROXY_BAD
+    # That of LOCAL is ignored, whatever it is.
+    if command == 1 and (family >> 4 > 3 or family & 0x0F > 2):
         return PROXY_BAD
     if length < proxy_wants(proxy):
         return PROXY_BAD

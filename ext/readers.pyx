@@ -2,8 +2,8 @@
 """What the loops read, one call each: `turnaway._readers`.
 
 Owns: a way for Python (tests, fuzzers, a person with a question) to reach the
-pure functions of probe.pxd, http.pxd, quit.pxd and lists.pxd.  The loops use those
-directly and never come here; the daemon does not import this.
+pure functions of probe.pxd, http.pxd, quit.pxd, proxy.pxd and lists.pxd.  The loops
+use those directly and never come here; the daemon does not import this.
 """
 
 from http cimport HTTP_HEAD, HTTP_HTML, READING_MORE, Http, http_begin, http_read
@@ -11,10 +11,12 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 from lists cimport Lists, lists_find, lists_load
 from probe cimport probe as probe_octets
+from proxy cimport PROXY_KNOWN, PROXY_MORE, Proxy, proxy_begin, proxy_read
 from quit cimport COMMAND_MORE, COMMAND_QUIT, Dialogue, dialogue_octet
 
 GUESSES = ("more", "none", "smtp", "http", "tls", "socks4", "socks5")
 READINGS = ("more", "done", "bad")
+PROXIED = ("more", "bad", "itself", "known")
 
 
 def probe(bytes octets):
@@ -61,6 +63,30 @@ def dialogue(chunks):
             if command != COMMAND_MORE:
                 commands.append("wrong")
     return commands
+
+
+def proxy(chunks):
+    """(one of PROXIED, octets left unread, (source, port), (called, port)) for a PROXY
+    header that comes in these pieces; addresses of 16 octets, None unless known."""
+    cdef Proxy state
+    cdef bytes chunk
+    cdef int told = PROXY_MORE
+    cdef size_t taken
+    left = 0
+    proxy_begin(&state)
+    for chunk in chunks:
+        taken = 0
+        if told == PROXY_MORE:
+            told = proxy_read(
+                &state, <const unsigned char *><const char *>chunk, len(chunk), &taken
+            )
+        left += len(chunk) - taken
+    if told != PROXY_KNOWN:
+        return PROXIED[told], left, None, None
+    return (
+        PROXIED[told], left, (<bytes>state.source[:16], state.source_port),
+        (<bytes>state.called[:16], state.called_port),
+    )
 
 
 def find(bytes block, addresses):

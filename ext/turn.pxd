@@ -39,6 +39,7 @@ from ring cimport (
     OUTCOME_SENT, OUTCOME_STRANGER, OUTCOME_WAITS, Outcome,
 )
 from slot cimport WORDS_BANNER, Words
+from source cimport source_is_ipv4
 
 cdef enum:
     # While connections come fast the loop lets them gather this long.
@@ -47,6 +48,8 @@ cdef enum:
     # answered; bounded, for new ones keep coming.
     LAST_ACCEPTS = 65536
     LAST_MICROS = 250_000
+    # Bits that all v4-mapped addresses have in common (RFC 4291 2.5.5.2).
+    MAPPED_BITS = 96
 
 
 cdef inline bint trusted(const Facts *facts, const unsigned char *peer) noexcept nogil:
@@ -56,6 +59,9 @@ cdef inline bint trusted(const Facts *facts, const unsigned char *peer) noexcept
     cdef uint32_t whole
     for index in range(facts.proxies):
         network = &facts.proxy[index]
+        # The v4-mapped form lies in ::/80; that is nobody's word for all of IPv4.
+        if network.bits < MAPPED_BITS and source_is_ipv4(peer):
+            continue
         whole = network.bits // 8
         if memcmp(peer, network.octets, whole) == 0 and (
             network.bits % 8 == 0
@@ -105,7 +111,7 @@ cdef inline bint take(
         if fd >= 0:
             caller = &batch.caller[taken[0]]
             caller.port = net_unpack(&peer, caller.peer)
-            caller.called_port = 0
+            caller.told = False
             caller.list = 0
             caller.proxied = listening.facts.proxies == 0
             batch.fd[taken[0]] = fd

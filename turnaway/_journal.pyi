@@ -12,7 +12,12 @@ KINDS: Final = ("none", "datagram", "stream", "absent", "json")
 @disjoint_base
 class Reader:
     def __new__(
-        cls, board: Board, tails: Sequence[bytes], members: Sequence[bytes], key: int
+        cls,
+        board: Board,
+        tails: Sequence[bytes],
+        members: Sequence[bytes],
+        key: int,
+        untold: Sequence[tuple[bytes, bytes]] = (),
     ) -> Self: ...
     def pull(
         self, fd: int, kind: str, header: bytes, allowed: Sequence[int], wanted: int = 0

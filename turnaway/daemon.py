@@ -8,8 +8,10 @@ be done whole is not done at all.
 """
 
 import dataclasses
+import gc
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Collection
 from socket import socket
@@ -223,6 +225,9 @@ class _Daemon:
         self.poller = Poller()
         self.control = Control(door, self.poller, self.obey) if door else None
         # Loops and signals wake the tick through one pipe.
+        self._second = 0  # of the answers
+        self._noticed = b""  # signals that came during a reload
+        self._reading: threading.Thread | None = None  # the files, for the last reload
         self.bell, self.ring = os.pipe()
         os.set_blocking(self.bell, False)
         os.set_blocking(self.ring, False)
@@ -253,27 +258,25 @@ class _Daemon:
         if self.control:
             self.control.close()
         _remove(self.door, self.pidfile)
-        return 0 if ended else OS_ERROR
+        status = 0 if ended else OS_ERROR
+        if self._reading is not None and self._reading.is_alive():
+            # It cannot be ended: for that glibc would load a library, which the sandbox
+            # forbids, and abort.
+            os._exit(status)
+        return status
 
     def serve(self) -> str:
         """The tick, until a signal says stop; returns its name."""
         self.poller.watch(self.bell, lambda: None)
-        second = int(time.time())
         while True:
             # To the beginning of the next second of the calendar, by which banners
             # go; a clock that is set is followed within a second.
             now = time.time()
-            seconds = 1 - now % 1
+            seconds = 0.0 if self._noticed else 1 - now % 1
             self.poller.wait(self.control.patience(seconds) if self.control else seconds)
             self._prove_life()
-            if int(time.time()) != second:
-                second = int(time.time())
-                for engine in (*self.retired, self.engine):
-                    _publish(engine.settings, engine)
-            try:
-                woken = os.read(self.bell, 4096)
-            except BlockingIOError:
-                woken = b""
+            self._renew()
+            woken, self._noticed = self._noticed + self._woken(), b""
             self.tick()
             if self.sight:
                 for severity, text in self.sight.tick():
@@ -294,6 +297,20 @@ class _Daemon:
                 _, told = self.reload()
                 if self.reread is None:
                     self.journal.say(INFO, f"SIGHUP: {told[0]}")
+
+    def _renew(self) -> None:
+        """The answers of this second, once in it."""
+        if int(time.time()) != self._second:
+            self._second = int(time.time())
+            for engine in (*self.retired, self.engine):
+                _publish(engine.settings, engine)
+
+    def _woken(self) -> bytes:
+        """The numbers of the signals that came, and zeros of the loops."""
+        try:
+            return os.read(self.bell, 4096)
+        except BlockingIOError:
+            return b""
 
     def _prove_life(self) -> None:
         """Feed the supervisor's watchdog, but only when every loop has turned since
@@ -351,6 +368,9 @@ class _Daemon:
             self.journal.leave(engine.board)
             self.ledger.leave(engine.board)
             self.retired.remove(engine)
+            # The parsers of the files are cycles, and hold the lists of then.
+            del engine
+            gc.collect()
 
     def _tell(self, severity: int, text: str) -> None:
         """About the reload that goes on: to the log, and to who asked for it."""
@@ -380,7 +400,7 @@ class _Daemon:
             return False
         self.supervisor.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}\n")
         try:
-            settings = self._allowed(self.reread())
+            settings = self._allowed(self._read_anew(self.reread))
             sockets, settings = self._sockets(settings)
             if not settings.listeners:
                 raise Failure(OS_ERROR, "no listener is left that could be bound")
@@ -411,6 +431,32 @@ class _Daemon:
         self.supervisor.notify("READY=1\n")
         return True
 
+    def _read_anew(self, reread: Reread) -> Settings:
+        """The settings, read in a thread of its own: half a million addresses take
+        seconds, in which the answers' date, the log and the watchdog go on."""
+        found: list[Settings | Exception] = []
+
+        def read() -> None:
+            try:
+                found.append(reread())
+            except Exception as error:
+                found.append(error)
+
+        threading.stack_size(0)  # the engine's is made for loops
+        self._reading = threading.Thread(target=read, name="turnaway-read", daemon=True)
+        self._reading.start()
+        while self._reading.is_alive():
+            self._reading.join(0.1)
+            self._prove_life()
+            self._renew()
+            self.journal.tick(time.time())
+            self._noticed += self._woken().replace(b"\0", b"")
+            if signal.SIGTERM in self._noticed or signal.SIGINT in self._noticed:
+                raise Failure(OS_ERROR, "not finished, for the order to stop came")
+        if isinstance(found[0], Exception):
+            raise found[0]
+        return found[0]
+
     def _allowed(self, settings: Settings) -> Settings:
         """The settings without what only a restart can change; that is told."""
         kept = {}
@@ -430,6 +476,10 @@ class _Daemon:
         places = {one.place: index for index, one in enumerate(self.settings.listeners)}
         for listener in settings.listeners:
             if listener.place in places:
+                now = self.settings.listeners[places[listener.place]].bind
+                if listener.bind != now:
+                    self._tell(WARNING, f"{listener.place}: bind needs a restart, it stays {now}")
+                    listener = dataclasses.replace(listener, bind=now)
                 column = [row[places[listener.place]] for row in self.engine.sockets]
                 for one in column:
                     privileged.tune(one, listener)
@@ -466,7 +516,7 @@ def _text(value: object) -> str:
 
 def _unbound(listener: Listener, failure: Failure) -> str:
     """Why a listener that a reload brings is not there."""
-    if failure.status == NO_PERMISSION:
+    if failure.status == NO_PERMISSION and listener.bind != "transparent":
         return f"{listener.place}: not permitted any more; with keep-bind a reload may bind it"
     return failure.reasons[0]
 

@@ -37,6 +37,9 @@ T = TypeVar("T")
 Asked = tuple[str | None, str | None]  # user and group, as they were said
 
 MOST_LISTENERS = 4096
+# What is said, anew each second, by each listener to who is on each list and to who is
+# on none: 33 KiB for each of its answers.
+MOST_VOICES = 4096
 DEFAULT_PERSONA = "mail"  # 421: the one that loses nothing when it was a mistake
 
 
@@ -324,6 +327,15 @@ class Settling:
                 " possible",
                 CONFIGURATION,
             )
+        voices = len(listeners) * (len(made) + 1)
+        if made and voices > MOST_VOICES:
+            self.mistakes.add(
+                f"{self.files.lists[0].where}: {len(made)} lists for {len(listeners)} listeners,"
+                f" each with words of its own for each: {voices}; at most {MOST_VOICES} are"
+                " possible, so fewer lists or fewer listeners",
+                CONFIGURATION,
+            )
+            return ()
         # What it says is said by every listener, in its own way.
         for listener in listeners:
             for one in made:

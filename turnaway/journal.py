@@ -57,6 +57,8 @@ class Journal:
         """The board's loops have ended: read it for the last time."""
         for watch in [one for one in self._watches if one.board is board]:
             self._pull(watch, time.time())
+            for severity, text in watch.changes():
+                self.say(severity, text)
             self._watches.remove(watch)
 
     def reopen(self) -> None:

@@ -208,6 +208,7 @@ def bind(
     for listener, one in zip(listeners, first, strict=True):
         if listener.place in given:
             _prepare(one, listener)
+            _foreign(one, listener)
             continue
         if SHARING == "any time" and any(listener.port == other.port for other in ours):
             # All addresses, and one of them: both are ours.
@@ -352,7 +353,9 @@ def _foreign(one: socket.socket, listener: Listener) -> None:
         )
     level, name = names[listener.bind, listener.ipv6]
     try:
-        one.setsockopt(level, name, 1)
+        # A supervisor may have done it, and left us no capability for it.
+        if not one.getsockopt(level, name):
+            one.setsockopt(level, name, 1)
     except PermissionError:
         raise Failure(
             NO_PERMISSION,

@@ -27,16 +27,28 @@ def _tails(listener: Listener, lists: tuple[List, ...]) -> Iterator[tuple[bytes,
         codes = answers.codes(speaks or listener)
         for words in WORDS:
             protocol, code = codes[words]
-            persona = speaks.persona.name if speaks else "-"
-            code = code if speaks else "-"
-            members: dict[str, str | int | None] = {"as": listener.name, "persona": persona}
-            text = f" as={listener.name} persona={persona}"
-            if one is not None:
-                members["list"] = one.name
-                text += f" list={one.name}"
-            members |= {"proto": protocol, "code": int(code) if code.isdecimal() else None}
-            text += f"{'' if protocol == 'smtp' else f' proto={protocol}'} code={code}"
-            yield text.encode(), json.dumps(members, separators=(",", ":"))[1:-1].encode("ascii")
+            if speaks is None:
+                yield _tail(listener, "-", one, protocol, "-")
+            else:
+                yield _tail(listener, speaks.persona.name, one, protocol, code)
+
+
+def _untold(listener: Listener) -> tuple[bytes, bytes]:
+    """The same for who was told nothing, for nobody knows who it is."""
+    return _tail(listener, "-", None, "smtp", "-")
+
+
+def _tail(
+    listener: Listener, persona: str, listed: List | None, protocol: str, code: str
+) -> tuple[bytes, bytes]:
+    members: dict[str, str | int | None] = {"as": listener.name, "persona": persona}
+    text = f" as={listener.name} persona={persona}"
+    if listed is not None:
+        members["list"] = listed.name
+        text += f" list={listed.name}"
+    members |= {"proto": protocol, "code": int(code) if code.isdecimal() else None}
+    text += f"{'' if protocol == 'smtp' else f' proto={protocol}'} code={code}"
+    return text.encode(), json.dumps(members, separators=(",", ":"))[1:-1].encode("ascii")
 
 
 def _cap(detail: tuple[str, int] | tuple[str, int, bool]) -> int:
@@ -54,6 +66,7 @@ class Watch:
             [text for text, _ in tails],
             [members for _, members in tails],
             int.from_bytes(os.urandom(8)),
+            [_untold(one) for one in settings.listeners],
         )
         self._second = 0
         self._allowed: list[int] = []

@@ -2,8 +2,8 @@
 
     python contrib/completions/make.py
 
-Needs shtab, which only whoever develops has.  bash and zsh come from shtab, and so
-does fish; where they are installed depends on the system.
+Owns: bash/, zsh/ and fish/, whose files are named as each shell looks for them.
+Needs shtab, which only whoever develops has.
 """
 
 from pathlib import Path
@@ -14,15 +14,15 @@ from turnaway import cli, ctl
 
 HERE = Path(__file__).parent
 COMMANDS = {"turnaway-fast": cli.parser("turnaway-fast"), "turnawayctl": ctl.parser()}
-SHELLS = ("bash", "zsh", "fish")
+FILES = {"bash": "{}", "zsh": "_{}", "fish": "{}.fish"}
 
 
 def files() -> dict[str, str]:
-    """Name of the file -> what belongs in it."""
+    """Path below this folder -> what belongs in it."""
     return {
-        f"{name}.{shell}": shtab.complete(made, shell).rstrip() + "\n"
+        f"{shell}/{file.format(name)}": shtab.complete(made, shell).rstrip() + "\n"
         for name, made in COMMANDS.items()
-        for shell in SHELLS
+        for shell, file in FILES.items()
     }
 
 

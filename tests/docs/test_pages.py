@@ -18,7 +18,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 RUN = [page for page in PAGES if steps(page.read_text())]
 TOOLS = ("curl", "nc", "openssl")  # beside those of every system
 
-_SESSION = re.compile(r"^(?P<mark>.*)\n```console\n", re.M)
+_SESSION = re.compile(r"^(?P<mark>.*)\n```(?:console|sh)\n", re.M)
 _ELSEWHERE = re.compile(r"<!-- elsewhere: (\S+) -->")
 
 
@@ -49,7 +49,7 @@ def test_no_session_is_left_out(page: Path) -> None:
 
 def test_a_session_that_is_left_out_is_seen() -> None:
     text = (
-        "text\n```console\n$ one\n```\n<!-- run -->\n```console\n$ two\n```\n"
+        "text\n```sh\none\n```\n<!-- run -->\n```console\n$ two\n```\n"
         "<!-- elsewhere: tests/none.py -->\n```console\n$ three\n```\n"
         "<!-- elsewhere: tests/guides.py -->\n```console\n$ four\n```\n"
     )
@@ -57,13 +57,6 @@ def test_a_session_that_is_left_out_is_seen() -> None:
 
 
 def test_the_pages_that_show_commands_are_followed() -> None:
-    shown = {
-        "README.md",
-        "start.md",
-        "choosing.md",
-        "closing.md",
-        "configuration.md",
-        "operations.md",
-    }
-    assert shown <= {page.name for page in RUN}
+    shown = {"README", "index", "start", "choosing", "closing", "configuration", "operations"}
+    assert shown <= {page.stem for page in RUN}
     assert not [page for page in RUN if GUIDES in page.parents]

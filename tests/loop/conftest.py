@@ -6,10 +6,13 @@ of the BSDs (loops.py says how), and those marked `loops` do so in every run.
 """
 
 import os
+import resource
 from collections.abc import Iterator
 
 import loops
 import pytest
+
+MANY = 4000
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -29,3 +32,15 @@ def loop(request: pytest.FixtureRequest) -> Iterator[str]:
         if name != "epoll":
             patch.setenv("PYTHONPATH", str(loops.build(name)), prepend=os.pathsep)
         yield name
+
+
+@pytest.fixture
+def many() -> Iterator[None]:
+    """Descriptors for some thousand clients of a test."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < MANY:
+        reason = f"needs {MANY} descriptors, {hard} are allowed"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, MANY), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

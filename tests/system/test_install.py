@@ -24,6 +24,7 @@ COMMANDS = (
     *("turnaway-fast", "turnawaymail", "turnawayblocked"),
     *("turnawayspammer", "turnawayabused", "turnawayworm"),
 )
+EPOCH = "1000000000"
 
 pytestmark = pytest.mark.timeout(580)  # pip fetches and compiles
 
@@ -34,6 +35,7 @@ def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
         name: value for name, value in os.environ.items() if not name.startswith("PYTHON")
     }
     environment["PIP_DISABLE_PIP_VERSION_CHECK"] = "1"
+    environment["SOURCE_DATE_EPOCH"] = EPOCH
     ended = subprocess.run(
         list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True
     )
@@ -107,10 +109,36 @@ def test_the_sdist_has_all_sources_and_nothing_made_of_them(sdist: Path) -> None
         assert sources <= names, sources - names
     top = {"setup.py", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "MANIFEST.in"}
     assert top | {"Makefile", "turnaway/py.typed"} <= names
-    made = re.compile(r"\.(c|cpp|so|o|pyc|pyd)$|__pycache__|(^|/)\.git/|(^|/)(build|\.venv)/")
-    written = {"tests/kqueue/kqueue.c", "tests/loop/allocations.c"}  # by hand
-    assert written <= names
-    assert [name for name in names - written if made.search(name)] == []
+    # Everything that is tracked: whoever has the sdist can build, test and package.
+    if (ROOT / ".git").exists():
+        assert set(tracked()) - names == {".gitignore"}
+    made = re.compile(
+        r"^(ext|bench|turnaway)/.*\.c$|\.(cpp|so|o|pyc|pyd)$|__pycache__|(^|/)\.git/|(^|/)(build|\.venv)/"
+    )
+    assert [name for name in names if made.search(name)] == []
+
+
+def test_the_same_files_make_the_same_sdist(sdist: Path, tmp_path: Path) -> None:
+    """Octet for octet: another time, another folder, another umask, no Cython."""
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (copy,) = tmp_path.iterdir()
+    # What making an sdist adds.
+    for name in ("setup.cfg", "PKG-INFO"):
+        (copy / name).unlink()
+    shutil.rmtree(copy / "turnaway.egg-info")
+    for path in copy.rglob("*"):
+        os.utime(path, (0, 0))
+    code = "import setuptools.build_meta as b; b.build_sdist('dist')"
+    subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=copy,
+        env={**os.environ, "SOURCE_DATE_EPOCH": EPOCH, "TURNAWAY_CYTHON": "no"},
+        umask=0o077,
+        check=True,
+        capture_output=True,
+    )
+    assert (copy / "dist" / sdist.name).read_bytes() == sdist.read_bytes()
 
 
 def test_the_wheel_has_types_and_personas_and_no_sources(wheel: Path) -> None:
@@ -120,8 +148,9 @@ def test_the_wheel_has_types_and_personas_and_no_sources(wheel: Path) -> None:
     assert "turnaway/_epoll.pyi" in names
     for persona in ("mail", "blocked", "spammer", "abused", "worm"):
         assert f"turnaway/personas/{persona}.toml" in names
-    folders = {name.partition("/")[0] for name in names}
-    assert len(folders) == 2  # the package, and its dist-info: no tests, no ext
+    folders = {re.sub(r"turnaway-[\d.]+\.", "", name.partition("/")[0]) for name in names}
+    # The package, its metadata, and what goes into share: no tests, no ext.
+    assert folders == {"turnaway", "dist-info", "data"}
     assert not [name for name in names if name.endswith((".c", ".pyx", ".pxd", ".h"))]
     extensions = sorted(name for name in names if name.endswith(".so"))
     # All of them but the loop of other systems.
@@ -131,6 +160,24 @@ def test_the_wheel_has_types_and_personas_and_no_sources(wheel: Path) -> None:
     if "abi3" in wheel.name:
         assert "-cp311-abi3-" in wheel.name
         assert all(name.endswith(".abi3.so") for name in extensions)
+
+
+def test_what_is_installed_beside_the_package(installed: Path) -> None:
+    share = installed.parent / "share"
+    for name in (
+        *("man/man8/turnaway-fast.8", "man/man8/turnawayctl.8", "man/man5/turnaway.toml.5"),
+        "bash-completion/completions/turnaway-fast",
+        "zsh/site-functions/_turnawayctl",
+        "fish/vendor_completions.d/turnawayctl.fish",
+        *("turnaway/turnaway.toml", "turnaway/README.md", "turnaway/logrotate/turnaway"),
+        "turnaway/fail2ban/filter.d/turnaway.conf",
+    ):
+        assert (share / name).is_file(), name
+    # contrib as it is in the tree: each file but the packaging and the completions.
+    tree = {path.relative_to(ROOT / "contrib") for path in (ROOT / "contrib").rglob("*.*")}
+    tree = {path for path in tree if path.parts[0] not in ("debian", "completions")}
+    there = {path.relative_to(share / "turnaway") for path in (share / "turnaway").rglob("*.*")}
+    assert {path for path in tree if (ROOT / "contrib" / path).is_file()} <= there
 
 
 def test_the_six_commands_are_there_and_say_their_version(installed: Path, tmp_path: Path) -> None:

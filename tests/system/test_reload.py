@@ -478,3 +478,22 @@ def test_the_watchdog_is_fed_while_the_loops_turn(syslog: Syslog, tmp_path: Path
             while said.count("WATCHDOG=1\n") < 3:
                 said += notify.recv(4096).decode()
             assert re.search(r"RELOADING=1\nMONOTONIC_USEC=\d+\n(.*\n)*READY=1\n", said)
+
+
+def test_bind_needs_a_restart(syslog: Syslog, tmp_path: Path) -> None:
+    """A reload says so, and what is there goes on as it was."""
+    file, port, other = tmp_path / "turnaway.toml", free_port(), free_port()
+    written(file, port, listener='bind = "freebind"\n')
+    with configured(syslog, file, port) as daemon:
+        written(file, port)
+        reload(daemon)
+        syslog.wait_for(rf"reload: 127\.0\.0\.1:{port}: bind needs a restart, it stays freebind")
+        reload(daemon)  # told again, for it is wanted still
+        assert len(syslog.matching("bind needs a restart")) == 2
+        written(file, port, other, listener='bind = "transparent"\n')
+        reload(daemon)
+        syslog.wait_for(
+            rf"reload: needs a restart: 127\.0\.0\.1:{other}: bind transparent is not permitted"
+        )
+        assert daemon.banner().startswith(b"421-mx.example.com ")
+        assert refuses(other)

@@ -233,7 +233,7 @@ def test_completion_files_are_up_to_date() -> None:
 
 
 def test_bash_completes_a_command() -> None:
-    file = ROOT / "contrib" / "completions" / "turnawayctl.bash"
+    file = ROOT / "contrib" / "completions" / "bash" / "turnawayctl"
     script = (
         f"source {file}; COMP_WORDS=(turnawayctl re); COMP_CWORD=1;"
         " _shtab_turnawayctl turnawayctl re turnawayctl; echo ${COMPREPLY[@]}"

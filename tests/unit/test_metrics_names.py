@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from turnaway import cli
 from turnaway._board import COUNTERS, Board
 from turnaway.metrics import Collector
-from turnaway.settings import Settings
+from turnaway.settings import List, Settings
 from turnaway.stats import ERRORS, OUTCOMES, REFUSALS, Ledger, Row, Totals
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +32,7 @@ DASHBOARD = ROOT / "contrib/grafana/turnaway.json"
 # A label that would tell one client from another has no place here.
 LABELS = {
     "listener",
+    "list",
     "persona",
     "outcome",
     "protocol",
@@ -69,13 +71,15 @@ NAMED = {
 def settings(*listeners: str, persona: str = "blocked") -> Settings:
     words = listeners or ("127.0.0.1:2525 mx.example.com", "[::1]:8080 www.example.com")
     line = ["turnaway-fast", "-w", "2", "-p", persona, "Earth", *words]
-    return cli.parse(line, root=False).settings
+    parsed = cli.parse(line, root=False).settings
+    return replace(parsed, lists=(List("drop", ("/etc/turnaway/drop.txt",)),))
 
 
 def followed(*many: Settings) -> Ledger:
     ledger = Ledger()
     for one in many:
-        ledger.follow(one, Board(one.workers, len(one.listeners)))
+        board = Board(one.workers, len(one.listeners), lists=len(one.lists))
+        ledger.follow(one, board)
     return ledger
 
 
@@ -148,7 +152,7 @@ class _Counting:
     """A board with counters of the test's own."""
 
     def __init__(self, of: Settings, **counts: int) -> None:
-        self._board = Board(of.workers, len(of.listeners))
+        self._board = Board(of.workers, len(of.listeners), lists=len(of.lists))
         self.counts = counts
 
     def counters(self, worker: int, listener: int) -> tuple[int, ...]:

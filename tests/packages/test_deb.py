@@ -128,6 +128,10 @@ def test_the_user_and_its_directories(scratch: Scratch) -> None:
 def test_the_service_is_there_and_not_started(scratch: Scratch) -> None:
     wants = scratch.run("find /etc/systemd/system -name '*turnaway*'")
     assert wants == ""
+    # Here no init would have started it; so look that none is asked to, but to
+    # restart it where it runs.
+    asked = scratch.run("grep -h deb-systemd-invoke /var/lib/dpkg/info/turnaway.p*")
+    assert set(re.findall(r"deb-systemd-invoke (\S+)", asked)) == {"try-restart", "stop"}
     unit = scratch.run("cat /lib/systemd/system/turnaway-fast.service")
     assert "ExecStart=/usr/sbin/turnaway-fast --foreground" in unit
     assert "/usr/local" not in unit

@@ -91,10 +91,16 @@ class _File:
             draft.put("waits", self._waits(waits), top.where("waits"))
         if (own := top.table("personas")) is not None:
             for name in own.data:
+                try:
+                    values.persona_name(name)
+                except ValueError as error:
+                    own.wrong(name, f"as its name {error}")
                 if (table := own.table(name)) is not None:
                     persona = self._persona(name, table)
                     if persona is not None:
                         draft.personas[name] = persona
+                    else:
+                        draft.misread.add(name)
         for table in top.array("listener"):
             if (listener := self._listener(table)) is not None:
                 draft.listeners.append(listener)
@@ -202,7 +208,7 @@ class _File:
             return personas.read(self.folder / file, name, self.root)
         except Failure as failure:
             for reason in failure.reasons:
-                self.mistakes.add(reason, failure.status)
+                self.mistakes.add(reason, CONFIGURATION)
             return None
 
     def _listener(self, table: Table) -> ListenerDraft | None:

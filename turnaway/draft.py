@@ -85,6 +85,7 @@ class Draft:
     listeners: list[ListenerDraft] = field(default_factory=list)
     lists: list[ListDraft] = field(default_factory=list)
     personas: dict[str, Persona] = field(default_factory=dict)
+    misread: set[str] = field(default_factory=set)  # personas whose mistakes are told
     sources: list[str] = field(default_factory=list)  # paths of the files that were read
 
     def put(self, key: str, value: Any, where: str) -> None:
@@ -284,6 +285,8 @@ class Settling:
     def _persona_named(self, name: str, where: str, status: int) -> Persona | None:
         if name in self.files.personas:
             return self.files.personas[name]
+        if name in self.files.misread:
+            return None
         if name not in personas.NAMES:
             known = ", ".join({**dict.fromkeys(personas.NAMES), **self.files.personas})
             self.mistakes.add(

@@ -211,7 +211,7 @@ class Journal:
         """Every listener's counters since the start, one line each; no reload makes them fall."""
         sums = self._ledger.sums()
         for listener in self._settings.listeners:
-            totals = sums.of(listener)
+            totals = sums.at(listener)  # the line has no persona
             self.say(
                 INFO, f"counters: {listener.place} {listener.name} {totals.words() or 'all 0'}"
             )

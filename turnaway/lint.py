@@ -54,9 +54,17 @@ def _speaks(listener: Listener) -> bool:
 
 
 def _policy(listener: Listener) -> Iterable[str]:
-    """Where code and close policy disagree with the RFCs."""
+    """Where code and close policy disagree with the RFCs.
+
+    Of 554 without QUIT nothing is said where a shipped persona stays as it is: that
+    was weighed when it was written, see docs/choosing.md.
+    """
     at = _at(listener, "code", "close", "persona", "address")
-    if _speaks(listener) and listener.code == 554 and listener.close != "quit":
+    chosen = not _shipped(listener) or (listener.code, listener.close) != (
+        listener.persona.code,
+        listener.persona.close,
+    )
+    if chosen and _speaks(listener) and listener.code == 554 and listener.close != "quit":
         yield (
             f"{at}: after a 554 greeting a server waits for QUIT (RFC 5321 3.1);"
             f" close policy {listener.close} does not, --close quit does, and 421 need not"

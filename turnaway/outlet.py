@@ -13,8 +13,8 @@ grammar; of a message its first word as the event, and the whole as `message`:
     {"ts":"2026-01-02T03:04:05.678Z","event":"started","severity":"notice",
      "program":"turnaway-fast","pid":4711,"message":"started: version ..."}
 
-`ts` of a connection is when the shell read its record, up to a second after the
-connection.  `code` is null where the protocol has none.
+`ts` of a connection is when its loop wrote its record, not when the line was
+written.  `code` is null where the protocol has none.
 
 The file is opened as root, before the chroot and the drop.  If it is new it is
 given to the user of the daemon, who opens it again on SIGHUP, beside what a

@@ -96,6 +96,14 @@ class Sums:
                 total = total.plus(totals)
         return total
 
+    def at(self, listener: Listener) -> Totals:
+        """The same, with whatever personas it had."""
+        total = Totals()
+        for row, totals in self.rows.items():
+            if row[:2] == (listener.place, listener.name):
+                total = total.plus(totals)
+        return total
+
     def plus(self, settings: Settings, board: Board) -> "Sums":
         rows = dict(self.rows)
         for index, one in enumerate(settings.listeners):

@@ -31,7 +31,7 @@ MOST_WORKERS = 64
 
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
 _NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?|\[[A-Za-z0-9:.]+\]")
-_LIST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 _ZONE = re.compile(r"[A-Za-z0-9_.-]{1,15}")
 _DETAIL = re.compile(r"(capped|sample):([1-9][0-9]{0,6})|(all|none)")
 
@@ -110,14 +110,22 @@ def host_name(text: str) -> str:
     return text
 
 
-def list_name(text: str) -> str:
+def _word(text: str, example: str) -> str:
     """It stands in lines of the log and in messages: no blanks, nothing to quote."""
-    if not _LIST.fullmatch(text):
+    if not _WORD.fullmatch(text):
         raise ValueError(
-            "expected 1..40 letters, digits, dots, hyphens or underscores, such as spamhaus-drop,"
-            f" got {text[:80]!r}"
+            "expected 1..40 letters, digits, dots, hyphens or underscores, such as"
+            f" {example}, got {text[:80]!r}"
         )
     return text
+
+
+def list_name(text: str) -> str:
+    return _word(text, "spamhaus-drop")
+
+
+def persona_name(text: str) -> str:
+    return _word(text, "listed")
 
 
 def printable(text: str) -> str:

@@ -286,14 +286,8 @@ def test_the_daemon_feeds_the_watchdog_that_the_unit_sets(tmp_path: Path) -> Non
         supervisor.settimeout(3)
         process = subprocess.Popen(
             [
-                COMMAND,
-                "--pidfile",
-                "none",
-                "--log",
-                "none",
-                "Earth",
-                f"127.0.0.1:{free_port()}",
-                NAME,
+                *(COMMAND, "--pidfile", "none", "--control", "none", "--log", "none"),
+                *("Earth", f"127.0.0.1:{free_port()}", NAME),
             ],
             env={
                 **os.environ,
@@ -367,11 +361,16 @@ def background(tmp_path: Path) -> Iterator[tuple[Path, list[str]]]:
     """A configuration, and the words of a process that runs by it."""
     config = tmp_path / "turnaway.toml"
     config.write_text(
-        f'location = "Earth"\nlog = "none"\npidfile = "{tmp_path}/pid"\n'
+        f'location = "Earth"\nlog = "none"\npidfile = "{tmp_path}/pid"\ncontrol = "none"\n'
         f'[[listener]]\naddress = "127.0.0.1:{free_port()}"\nname = "{NAME}"\n'
     )
     environment = {key: word for key, word in os.environ.items() if key != "NOTIFY_SOCKET"}
-    subprocess.run([COMMAND, "--config", config], env=environment, check=True, timeout=SECONDS)
+    subprocess.run(
+        [COMMAND, "--config", config],
+        env=environment,
+        check=True,
+        timeout=SECONDS,
+    )
     pid = int((tmp_path / "pid").read_text())
     try:
         yield config, Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0").split("\0")
@@ -448,7 +447,9 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         f'name = "{NAME}"\nprotocol = "auto"\n'
         f'[[listener]]\naddress = "[::1]:{ports[2]}"\nname = "{NAME}"\nprotocol = "text:pop3"\n'
     )
-    process = subprocess.Popen([COMMAND, "-f", "--pidfile", "none", "--config", config])
+    process = subprocess.Popen(
+        [COMMAND, "-f", "--pidfile", "none", "--control", "none", "--config", config]
+    )
     try:
         syslog.wait_for("started: ")
         for address in ("127.0.0.1", "::1"):
@@ -621,6 +622,7 @@ def test_the_crowdsec_scenario_asks_for_what_the_parser_makes() -> None:
     assert "source_ip" in metas
     assert scenario["filter"] == (
         f"evt.Meta.log_type == '{metas['log_type']['value']}' && evt.Meta.persona != '-'"
+        " && evt.Meta.outcome not in ['headless', 'stranger']"
     )
-    assert "persona" in metas
+    assert {"persona", "outcome"} <= set(metas)
     assert crowdsec("acquis.yaml")["labels"] == {"type": "syslog"}

@@ -268,11 +268,16 @@ def test_a_good_persona_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        ("code = 554", 'code = "554"', 'odd.toml:2: code: expected 100..999, got "554"'),
-        ("code = 554", "code = true", "odd.toml:2: code: expected 100..999, got true"),
-        ("code = 554", "code = 554.0", "odd.toml:2: code: expected 100..999, got 554.0"),
-        ("code = 554\n", "", "odd.toml:1: code: expected 100..999, got nothing"),
-        ("code = 554", "code = 220", "odd.toml: code: expected 4yz or 5yz"),
+        ("code = 554", 'code = "554"', 'odd.toml:2: code: expected 400..599, got "554"'),
+        ("code = 554", "code = true", "odd.toml:2: code: expected 400..599, got true"),
+        ("code = 554", "code = 554.0", "odd.toml:2: code: expected 400..599, got 554.0"),
+        ("code = 554\n", "", "odd.toml:1: code: expected 400..599, got nothing"),
+        ("code = 554", "code = 250", "odd.toml:2: code: expected 400..599, got 250"),
+        (
+            "code = 554",
+            "code = 464",
+            "odd.toml:2: code: expected 4yz or 5yz (RFC 5321 4.2), got 464",
+        ),
         ('close = "now"', 'close = "later"', "odd.toml:3: close: expected one of now"),
         ('close = "now"', "close = 1979-05-27", "odd.toml:3: close: expected one of now"),
         ('close = "now"', 'close = "now"\ncolour = "red"', "odd.toml:4: colour: unknown key"),

@@ -341,6 +341,27 @@ def test_a_persona_that_nobody_knows(file: Path) -> None:
     assert "own, got 'worms'" in said
 
 
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("a b", '"a b"'),
+        ("x\\nturned", '"x\\x0aturned"'),  # it would be a line of the log of its own
+        ("\u00fc", '"\\xfc"'),
+        ("-", "-"),  # who is on an allow list
+        ("p" * 41, "p" * 41),
+    ],
+)
+def test_a_name_that_would_spoil_the_log(file: Path, name: str, shown: str) -> None:
+    (said,) = mistakes(file, f'{MOST}[personas."{name}"]\n{OWN.replace("{contact}", "us")}')
+    assert f" personas.{shown}: as its name expected 1..40 letters" in said
+
+
+def test_a_persona_with_a_mistake_is_no_unknown_one(file: Path) -> None:
+    own = OWN.replace("454", "250").replace("{contact}", "us")
+    (said,) = mistakes(file, f'{MOST}persona = "own"\n[personas.own]\n{own}')
+    assert said.endswith(": personas.own.code: expected 400..599, got 250")
+
+
 def test_a_contact_that_is_said_must_be_set(file: Path) -> None:
     text = f'{MOST}persona = "own"\n[personas.own]\n{OWN}'
     status, reasons = refused(lambda: written(file, text))

@@ -49,9 +49,21 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", personas.NAMES)
 def test_what_is_shipped_is_clean(name: str) -> None:
-    """But for 554 and `now`, of which every operator of these personas is to know."""
-    said = check("-p", name, "Somecity, Earth", "127.0.0.1:2525 mx.example.com", "[::]:25 mx")
-    assert [one for one in said if "after a 554 greeting" not in one] == []
+    """Also of 554 and `now`: nobody is warned of what the documents recommend."""
+    assert not check("-p", name, "Somecity, Earth", "127.0.0.1:2525 mx.example.com", "[::]:25 mx")
+
+
+def test_a_persona_of_ones_own_is_warned_of(file: Path) -> None:
+    """Under another name, or under that of a shipped one."""
+    text = (Path(personas.__file__).parent / "spammer.toml").read_text()
+    (file.parent / "listed.toml").write_text(text.replace("Trying again", "A retry"))
+    for name in ("listed", "spammer"):
+        file.write_text(
+            f'location = "Earth"\n{LISTENER.replace("own", name)}'
+            f'[personas.{name}]\nfile = "listed.toml"\n'
+        )
+        (said,) = check("-c", str(file))
+        assert "after a 554 greeting a server waits for QUIT" in said
 
 
 def test_the_example_file_is_clean() -> None:
@@ -153,8 +165,9 @@ def test_where_code_and_policy_stand_in_a_file(file: Path) -> None:
     file.write_text(
         'location = "Earth"\n[[listener]]\nname = "mx.example.com"\naddress = "127.0.0.1:2525"\n'
         'code = 554\n[[listener]]\nname = "mx"\naddress = "127.0.0.1:2526"\npersona = "blocked"\n'
+        'close = "drain"\n'
     )
     assert [one.partition(" after a 554")[0] for one in check("-c", str(file))] == [
         f"{file}:5: listener[0].code:",
-        f"{file}:9: listener[1].persona:",
+        f"{file}:10: listener[1].close:",
     ]

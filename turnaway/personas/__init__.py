@@ -16,6 +16,7 @@ every mistake is told with file and line.
 import functools
 from pathlib import Path
 
+from turnaway import banner
 from turnaway.exits import DATA
 from turnaway.settings import CLOSES, PROTOCOLS, Close, Line, Page, Persona, Refusal
 from turnaway.tables import Document, Table, octets_of
@@ -36,7 +37,9 @@ def read(path: Path, name: str | None = None, guarded: bool = False) -> Persona:
 
 def from_table(name: str, table: Table) -> Persona | None:
     """The persona in a table of any document; None when the document has mistakes."""
-    code = table.number("code", 100, 999, required=True)
+    code = table.number("code", 400, 599, required=True)
+    if code is not None and not banner.refuses(code):
+        table.wrong("code", f"expected 4yz or 5yz (RFC 5321 4.2), got {code}")
     close = table.choice("close", CLOSES, required=True)
     protocol = table.choice("protocol", PROTOCOLS) or "smtp"
     lines = table.list_of("lines", str, "string", required=True)

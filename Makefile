@@ -7,8 +7,10 @@
 #             what goes wrong and who comes too often, and the tables of
 #             docs/reliability.md from it; floods and soak take minutes and want root
 # make fuzz   5 million executions of the fuzz targets (FUZZ_TIMES=10: 50 million); needs clang
-# make sanitize  loops, tests and parts under the sanitizers and valgrind: 20 minutes
-# make coverage  which lines of ext/ and turnaway/ the tests run: 15 minutes; needs clang, llvm
+# make sanitize  loops, tests and parts under the sanitizers and valgrind: 20 minutes; needs
+#             gcc, clang, libclang-rt-dev and valgrind
+# make coverage  which lines of ext/ and turnaway/ the tests run: 15 minutes; needs clang,
+#             llvm and libclang-rt-dev (COVER='run report tests/unit': these tests alone)
 # make dist   the sdist, the wheel made from it, and what release tools say of both
 # make test-installed  the system tests against the sdist, installed by pip elsewhere
 # make deb    the Debian source package and package, in build/deb (contrib/debian/README.md)
@@ -115,7 +117,7 @@ sanitize: $(VENV)/stamp-package $(VENV)/stamp-test
 
 coverage: $(VENV)/stamp-package $(VENV)/stamp-test
 	$(PIP) 'coverage>=7.6'
-	$(BIN)/python tests/cover/lines.py
+	$(BIN)/python tests/cover/lines.py $(COVER)
 
 dist: $(VENV)/stamp-release
 	rm -rf dist

@@ -402,12 +402,15 @@ cdef class Board:
         """Look every client up in the lists of `block` (see lists/table.py); once, before
         the loops start.  `allow`: for each list, whether its clients get no answer.
 
-        Raises ValueError for what is no such block, or not of this many lists.
+        Raises ValueError for what is no such block, for a second one, or for one of
+        more lists.
         """
         cdef int index
         if len(allow) != self.memory.groups - 1:
             raise ValueError(f"lists: expected {self.memory.groups - 1}, got {len(allow)}")
-        if self.block != NULL or posix_memalign(&self.block, 64, max(64, len(block))) != 0:
+        if self.block != NULL:
+            raise ValueError("lists: expected one block, got a second")
+        if posix_memalign(&self.block, 64, max(64, len(block))) != 0:
             self.block = NULL
             raise MemoryError()
         memcpy(self.block, <const char *>block, len(block))

@@ -107,6 +107,9 @@ cdef void flush_datagrams(Outlet *outlet) noexcept nogil:
                 outlet.error = errno
                 break
             taken = 0
+        if not rested:
+            # Whatever came before was taken, however long ago that is.
+            progress(outlet)
         done += taken
         if rested and done < outlet.pending:
             if taken < NAP_WORTH:

@@ -7,20 +7,31 @@ files that are memory-mapped from the start: a daemon that is confined, or kille
 still counts.  The comments that Cython leaves in the C say which line of which
 .pyx or .pxd a line of it stands for; a line counts as run when any C of it was.
 
-    python tests/cover/lines.py [run] [report]      default: both
+    python tests/cover/lines.py [run | more] [report | page] [PYTEST'S WORDS ...]
 
-`run` returns what pytest returned; `report` is 1 when a line of ext/ was not run that
-spared.txt does not name, or was run and is named there.
+    run     build, forget what was counted, run the tests (default: all of them)
+    more    run more tests in what `run` built, and count on
+    report  the tables
+    page    the same, and the table of docs/coverage.md
+
+Without a command: run and report.  `run` and `more` return what pytest returned;
+`report` is 1 when a line of ext/ was not run that spared.txt does not name, or when a
+line that it names is gone; one that was run after all is told.  ext/kqueue.pyx is not
+counted: it is the loop of other systems, and the tests build it their own way.  It needs clang, llvm and libclang-rt-dev.
 """
 
 import contextlib
 import json
 import os
+import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from datetime import date
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -32,8 +43,19 @@ from sanitize.sanitizers import install  # noqa: E402
 FOLDER = ROOT / "build" / "coverage"
 TREE = FOLDER / "tree"
 RAW = FOLDER / "raw"
+WORDS = FOLDER / "words.txt"  # what was run
 SPARED = HERE / "spared.txt"
-COMPILER = "-O1 -w -fprofile-instr-generate -fcoverage-mapping -mllvm -runtime-counter-relocation"
+COMPILER = {
+    "CC": "clang",
+    "LDSHARED": "clang -shared",
+    "CFLAGS": (
+        "-O1 -w -fprofile-instr-generate -fcoverage-mapping -mllvm -runtime-counter-relocation"
+    ),
+    "LDFLAGS": "-fprofile-instr-generate",
+}
+COMMANDS = ("run", "more", "report", "page")
+PAGE = ROOT / "docs" / "coverage.md"
+BEGIN, END = "<!-- coverage: begin -->", "<!-- coverage: end -->"
 # They count system calls, allocations, packets and memory, or run other programs.
 LEFT_OUT = (
     *("tests/fuzz", "tests/sanitize", "tests/loop/test_guard.py"),
@@ -45,13 +67,7 @@ Lines = dict[str, dict[int, bool]]  # {file of ext/: {line: was it run}}
 
 def prepare() -> Path:
     """The environment, with follow.py in every Python of it; the Python."""
-    python = install(
-        FOLDER,
-        {
-            **{"CC": "clang", "LDSHARED": "clang -shared", "CFLAGS": COMPILER},
-            "LDFLAGS": "-fprofile-instr-generate",
-        },
-    )
+    python = install(FOLDER, COMPILER)
     pip = (python, "-m", "pip", "install", "-q", "--disable-pip-version-check")
     subprocess.run([*pip, "coverage>=7.6"], check=True)
     site = next((FOLDER / "venv" / "lib").glob("python*/site-packages"))
@@ -60,16 +76,23 @@ def prepare() -> Path:
     return python
 
 
-def run() -> int:
-    python = prepare()
-    shutil.rmtree(RAW, ignore_errors=True)
-    RAW.mkdir()
-    RAW.chmod(0o1777)  # the daemon is nobody by then
+def run(words: Sequence[str], more: bool) -> int:
+    if more:
+        python = FOLDER / "venv" / "bin" / "python"
+        shutil.copytree(ROOT / "tests", TREE / "tests", dirs_exist_ok=True)
+    else:
+        python = prepare()
+        shutil.rmtree(RAW, ignore_errors=True)
+        RAW.mkdir()
+        RAW.chmod(0o1777)  # the daemon is nobody by then
+    with WORDS.open("a" if more else "w") as file:
+        file.write(f"{shlex.join(['more' if more else 'run', *words])}\n")
     return subprocess.run(
         [
             *(python, "-W", "ignore", "-m", "pytest", "-q", "-p", "no:cacheprovider"),
             *(f"--ignore={name}" for name in LEFT_OUT),
-            *("--timeout=300", "tests"),
+            "--timeout=300",
+            *(words or ["tests"]),
         ],
         cwd=TREE,
         env={
@@ -240,38 +263,77 @@ def row(name: str, lines: int, missed: int, which: str = "") -> str:
     return f"{name:32} {lines:6} {missed:6} {share:7.1f} %  {which}".rstrip()
 
 
-def report() -> int:
+def report(page: bool) -> int:
     print(f"{'file':32} {'lines':>6} {'missed':>6} {'run':>9}  missed lines")
-    everything = missed = 0
     named = spared()
+    files = []  # (name, lines, missed, of those named)
     left = []
+    known = set()
     for file, lines in sorted(compiled().items()):
         source = (TREE / "ext" / file).read_text().splitlines()
-        these = [line for line, ran in lines.items() if not ran]
+        known |= {place(file, source, line) for line in lines}
+        these = sorted(line for line, ran in lines.items() if not ran)
+        places = [place(file, source, line) for line in these]
         print(row(f"ext/{file}", len(lines), len(these), spans(these)))
-        everything += len(lines)
-        missed += len(these)
-        left += [place(file, source, line) for line in sorted(these)]
-    print(row("ext/", everything, missed))
-    everything = missed = 0
-    for file, (statements, numbers) in interpreted().items():
-        print(row(file, statements, len(numbers), spans(numbers)))
-        everything += statements
+        files.append((f"ext/{file}", len(lines), len(these), sum(one in named for one in places)))
+        left += zip(places, these, strict=True)
+    everything = "ext/", *(sum(one[at] for one in files) for at in (1, 2, 3))
+    print(row(*everything[:3]))
+    statements = missed = 0
+    for file, (all_of_it, numbers) in interpreted().items():
+        print(row(file, all_of_it, len(numbers), spans(numbers)))
+        statements += all_of_it
         missed += len(numbers)
-    print(row("turnaway/", everything, missed))
-    unnamed = [one for one in left if one not in named]
-    idle = sorted(named.keys() - set(left))
-    print("", "Of ext/ not run, and why:", sep="\n")
-    for one in left:
-        print(f"{one}  ## {named.get(one, '?')}")
-    for one in idle:
-        print(f"named in {SPARED.name}, and run or gone: {one}")
-    return 1 if unnamed or idle else 0
+    python = "turnaway/", statements, missed
+    print(row(*python))
+    unnamed = [f"{line}: {one}" for one, line in left if one not in named]
+    gone = sorted(named.keys() - known)
+    for one in unnamed:
+        print(f"not run, and not in {SPARED.name}: {one}")
+    for one in sorted((named.keys() & known) - {one for one, _ in left}):
+        print(f"run, and in {SPARED.name}: {one}")
+    for one in gone:
+        print(f"gone, and in {SPARED.name}: {one}")
+    if page:
+        write([*files, everything], python, Counter(named[one] for one, _ in left if one in named))
+    return 1 if unnamed or gone else 0
+
+
+def write(
+    files: Sequence[tuple[str, int, int, int]], python: tuple[str, int, int], whys: Counter[str]
+) -> None:
+    """The part of docs/coverage.md that is measured."""
+
+    def share(lines: int, missed: int) -> str:
+        return f"{100 * (lines - missed) / lines:.1f} %"
+
+    lines = [
+        f"On {date.today()}, {platform.system()} {platform.release()}, "
+        f"Python {platform.python_version()}:",
+        *("", "```sh"),
+        *(f"python tests/cover/lines.py {words}" for words in WORDS.read_text().splitlines()),
+        "```",
+        *("", "| file | lines | run | not run | of those named |", "|---|---:|---:|---:|---:|"),
+        *(
+            f"| `{name}` | {all_of_it} | {share(all_of_it, missed)} | {missed} | {reason} |"
+            for name, all_of_it, missed, reason in files
+        ),
+        f"| `{python[0]}` (Python) | {python[1]} | {share(*python[1:])} | {python[2]} | |",
+        *("", "| lines of `ext/` not run | why |", "|---:|---|"),
+        *(f"| {times} | {why} |" for why, times in whys.most_common()),
+    ]
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    after = rest.partition(END)[2]
+    PAGE.write_text("\n".join((before + BEGIN, *lines, END + after)))
 
 
 if __name__ == "__main__":
-    wanted = sys.argv[1:] or ["run", "report"]
-    status = run() if "run" in wanted else 0
-    if "report" in wanted:
-        status = report() or status
+    commands = [word for word in sys.argv[1:] if word in COMMANDS] or ["run", "report"]
+    words = [word for word in sys.argv[1:] if word not in COMMANDS]
+    status = 0
+    for command in ("run", "more"):
+        if command in commands:
+            status = run(words, command == "more")
+    if "report" in commands or "page" in commands:
+        status = report("page" in commands) or status
     sys.exit(status)

@@ -161,6 +161,38 @@ def test_a_list_that_the_rules_no_longer_know_is_gone(host: Recipe) -> None:
     assert real(one.greeting(FOUR.source("other"), FOUR.called))
 
 
+def test_another_role_replaces_the_one_that_is_loaded(host: Recipe) -> None:
+    """Its chains are hooked elsewhere, which nft refuses to change; sources and lifetimes stay."""
+    files = written(host)
+    one = host.street
+    one.ctl(host.where, "apply", *files, "--confirm-within", "0")
+    one.ctl(host.where, "add", "203.0.113.200", "--for", "2h")
+    before = _named(host)
+    to = ["--wan", "lo", "--to", "198.51.100.77,198.51.100.78,2001:db8:25::77,2001:db8:25::78"]
+    for role in ("router", "dsr", "host"):
+        words = list(host.words)
+        if role == "host":
+            changed = words
+        else:
+            changed = [*words, "--role", role, *to]
+        if role == "dsr":  # nothing is translated
+            changed = [re.sub(r":\d{4}$", ":25", word) for word in changed]
+            changed += ["--auto-port", "25"]
+        Path(files[0]).write_text(one.ctl(host.where, "rules", *changed).stdout)
+        one.ctl(host.where, "apply", files[0], "--confirm-within", "0")
+        assert ("set hosts4" in _named(host)) == (role != "host")
+        assert ("map pool4" in _named(host)) == (role == "router")
+        assert "203.0.113.200 timeout 2h" in host.where.run("nft", "list", "ruleset").stdout
+    assert _named(host) == before
+    assert diverted(host)
+
+
+def _named(recipe: Recipe) -> set[str]:
+    """What the loaded table has, by kind and name."""
+    listed = recipe.where.run("nft", "list", "ruleset").stdout
+    return set(re.findall(r"^\t((?:set|map|counter|chain) \S+)", listed, re.MULTILINE))
+
+
 def test_what_does_not_load_changes_nothing(host: Recipe) -> None:
     files = written(host)
     one = host.street
@@ -170,6 +202,7 @@ def test_what_does_not_load_changes_nothing(host: Recipe) -> None:
         ("add element inet turnaway refuse4_nobody { 10.0.0.1 }", "No such file"),
         ("flush ruleset\ntable ip mine {\n}\n", "ip mine: expected no table but inet turnaway"),
         ("flush ruleset; include /etc/passwd\n", "syntax error"),
+        ("", "wrong.nft: expected rules, got nothing"),
     ):
         wrong = one.tmp / "wrong.nft"
         wrong.write_text(f"{text}\n")
@@ -272,6 +305,29 @@ def lone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Namespace]:
         file.write_text(made.run(CTL, "firewall", "rules", *words).stdout)
         made.run(CTL, "firewall", "apply", "--confirm-within", "0", str(file))
         yield made
+
+
+@pytest.mark.parametrize("command", ["add", "del"])
+def test_a_family_that_is_not_diverted_is_named(command: str, tmp_path: Path) -> None:
+    with Lab() as lab:
+        made = lab.namespace("mx")
+        words = ["--mx", "198.51.100.25", "--no-ipv6", "--list", "spam=/nowhere:2525"]
+        file = tmp_path / "rules.nft"
+        file.write_text(made.run(CTL, "firewall", "rules", *words).stdout)
+        made.run("nft", "-f", str(file))
+        done = made.run(CTL, "firewall", command, "2001:db8:bad::1", check=False)
+        assert (done.returncode, "IPv6 is not diverted" in done.stderr) == (69, True), done
+        assert "auto6" not in made.run("nft", "list", "ruleset").stdout
+
+
+def test_status_bears_the_comments_of_others(lone: Namespace) -> None:
+    """fail2ban's and CrowdSec's elements may have some."""
+    element = '{ 203.0.113.7 timeout 1h comment "a, b } c", 203.0.113.9 timeout 1h }'
+    lone.run("nft", f"add element inet turnaway auto4 {element}")
+    said = lone.run(CTL, "firewall", "status").stdout
+    assert re.search(r"^auto +IPv4 +0 +2 +2$", said, re.MULTILINE), said
+    lone.run(CTL, "firewall", "del", "203.0.113.9")
+    lone.run(CTL, "firewall", "del", "203.0.113.7")
 
 
 def test_status_without_rules_says_so() -> None:

@@ -11,8 +11,9 @@ a finding in them.
 
     python tests/sanitize/sanitizers.py [NAME ...]
 
-Any report is a failure, whatever the tests say: reports go to files, for a daemon's
-standard error may be closed by then.
+It needs gcc, clang, libclang-rt-dev, binutils and valgrind.  Any report is a failure,
+whatever the tests say: reports go to files, for a daemon's standard error may be closed
+by then.
 """
 
 import os

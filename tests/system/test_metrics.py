@@ -449,7 +449,10 @@ except Failure as failure:
 """
     import turnaway
 
-    home = str(Path(turnaway.__file__).parents[1])
+    # By itself: where it is installed the library may lie beside it.
+    home = tmp_path / "alone"
+    home.mkdir()
+    (home / "turnaway").symlink_to(Path(turnaway.__file__).parent)
     ended = subprocess.run(
         [sys.executable, "-I", "-S", "-c", code, home], capture_output=True, text=True, check=True
     )

@@ -12,6 +12,8 @@ import json
 import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -86,6 +88,7 @@ def loop(
     detail: str = "all",
     number: int = 0,
     host: str = "127.0.0.1",
+    bell: int = -1,
 ) -> Iterator[Loop]:
     board = Board(1, 1, records, held, 1 << 17)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -95,6 +98,7 @@ def loop(
         board.attach(0, 0, listening.fileno())
         reader, writer = os.pipe()
         board.attach_wake(0, reader)
+        board.attach_bell(bell)
         board.publish(0, "banner", b"421 no\r\n")
         board.record(True)
         board.log_connections(0, detail, number, False)  # type: ignore[arg-type]
@@ -341,6 +345,53 @@ def test_a_loop_without_sockets_is_broken_and_says_so() -> None:
     thread.start()
     thread.join(SECONDS)
     assert board.states()[0][:2] == ("broken", errno.EBADF)
+
+
+def test_a_loop_without_a_poller_is_broken_and_says_so() -> None:
+    """In a process of its own, which has no descriptor left."""
+    code = """
+import resource
+from turnaway import _epoll
+from turnaway._board import Board
+board = Board(1, 1)
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+_epoll.run(board, 0)
+print(*board.states()[0][:2])
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ended.stdout == f"broken {errno.EMFILE}\n", ended.stderr
+
+
+@pytest.mark.parametrize("worker", [-1, 2])
+def test_a_loop_of_a_worker_that_is_not_there(worker: int) -> None:
+    with pytest.raises(IndexError, match=f"worker {worker} of 2"):
+        _epoll.run(Board(2, 1), worker)
+
+
+def test_a_listener_that_is_paused_before_its_loop() -> None:
+    board = Board(1, 1)
+    reader, writer = os.pipe()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setblocking(False)
+        board.attach(0, 0, listening.fileno())
+        board.attach_wake(0, reader)
+        board.publish(0, "banner", b"421 no\r\n")
+        board.pause(0, True)
+        thread = threading.Thread(target=_epoll.run, args=(board, 0), daemon=True)
+        thread.start()
+        with socket.create_connection(listening.getsockname(), 0.3) as one:
+            with pytest.raises(TimeoutError):
+                one.recv(1)
+            one.settimeout(SECONDS)
+            board.pause(0, False)
+            os.write(writer, b"\0")
+            assert read_all(one) == b"421 no\r\n"
+        board.stop()
+        os.write(writer, b"\0")
+        thread.join(SECONDS)
+    os.close(reader)
+    os.close(writer)
+    assert board.states()[0][:2] == ("stopped", 0)
 
 
 # --- the slot -------------------------------------------------------------------
@@ -911,6 +962,38 @@ def test_a_reader_of_the_wrong_things() -> None:
         Reader(board, ["text"] * len(WORDS), [b""] * len(WORDS), 0)  # type: ignore[list-item]
     with pytest.raises(OverflowError):
         Reader(board, [b""] * len(WORDS), [b""] * len(WORDS), -1)
+
+
+def test_the_busiest_of_more_sources_than_there_is_room_for() -> None:
+    """1,024 counts, in sets of 8: of 1,500 sources some take over another's."""
+    with loop(records=4096) as one:
+        reader = reader_of(one.board)
+        for number in range(1500):
+            for source in (f"127.1.{number // 250}.{number % 250 + 1}", "127.0.0.1"):
+                with socket.create_connection(one.address[:2], SECONDS, (source, 0)) as client:
+                    read_all(client)
+        until(lambda: one.count("accepted") == 3000)
+        assert reader.pull(-1, "none", b"", [0, 0])[0] == 3000
+        busiest = reader.busiest(2000)
+        assert busiest[0] == ("127.0.0.1", 1500)
+        assert sum(count for _, count in busiest) == 3000
+        assert 800 < len(busiest) <= 1024
+
+
+def test_the_bell_rings_when_a_ring_is_half_full() -> None:
+    bell, ringer = os.pipe()
+    os.set_blocking(bell, False)
+    with loop(records=8, bell=ringer) as one:
+        for _ in range(3):
+            one.banner()
+        one.wake()
+        with pytest.raises(BlockingIOError):
+            os.read(bell, 9)
+        one.banner()
+        one.wake()
+        assert os.read(bell, 9) == b"\0"
+    os.close(bell)
+    os.close(ringer)
 
 
 def test_a_reader_keeps_its_board_alive() -> None:

@@ -102,6 +102,7 @@ def test_neither_family_is_left_undiverted_without_a_word() -> None:
         ({"wan": 'eth0" accept'}, "--wan: expected the name of an interface"),
         ({"wan": "a" * 16}, "--wan: expected the name of an interface"),
         ({"allow": ["198.51.100.1/24"]}, "has bits beyond its length; expected 198.51.100.0/24"),
+        ({"allow": ["0.0.0.0/0"]}, "--allow: 0.0.0.0/0 is everybody"),
         ({"allow": ["everybody"]}, "--allow: expected ADDRESS or ADDRESS/BITS"),
         ({"lifetime_": "0"}, "--lifetime: expected a time up to a year"),
         ({"lifetime_": "367d"}, "--lifetime: expected a time up to a year"),

@@ -132,6 +132,10 @@ def test_ladders_of_any_length(version: int, count: int) -> None:
     assert find(table.block(), octets) == [1 if one in choices else -1 for one in asked]
 
 
+def test_without_lists_nobody_is_on_one() -> None:
+    assert find(Table([]).block(), [bytes(16), sixteen(ipaddress.IPv4Address(1))]) == [-1, -1]
+
+
 def test_the_highest_address() -> None:
     high4, high6 = b"\xff" * 4, b"\xff" * 16
     entries: list[Entry] = [

@@ -120,6 +120,7 @@ BAD = {
     "unknown and more": b"PROXY UNKNOWNS\r\n",
     "unknown and a CR": b"PROXY UNKNOWN\rx\r\n",
     "LF alone": b"PROXY TCP4 203.0.113.7 198.51.100.2 1 2\n",
+    "an address alone": b"PROXY TCP4 203.0.113.7\r\n",
     "too few": b"PROXY TCP4 203.0.113.7 198.51.100.2 1\r\n",
     "too many": b"PROXY TCP4 203.0.113.7 198.51.100.2 1 2 3\r\n",
     "blank at the end": b"PROXY TCP4 203.0.113.7 198.51.100.2 1 2 \r\n",

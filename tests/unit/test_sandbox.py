@@ -74,6 +74,17 @@ for port in sys.argv[2:]:
     ]
 
 
+def test_what_may_go_and_not_come(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    code = """
+top = sys.argv[1]
+_board.landlock(abi, [(os.open(top, os.O_PATH), _board.MAY_REMOVE)], [])
+print(said(os.open, f"{top}/file", os.O_RDONLY), said(os.unlink, f"{top}/file"))
+print(said(os.open, f"{top}/new", os.O_WRONLY | os.O_CREAT))
+"""
+    assert run(code, tmp_path) == ["EACCES", "done", "EACCES"]
+
+
 def test_any_port(tmp_path: Path) -> None:
     code = '_board.landlock(abi, [], None); print(said(bound, 0), said(os.open, "/etc/passwd", 0))'
     assert run(code) == ["done", "EACCES"]

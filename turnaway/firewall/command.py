@@ -36,8 +36,7 @@ from turnaway.firewall import (
     sysctls,
     trial,
 )
-from turnaway.firewall.iptables import Sources
-from turnaway.firewall.plan import Network, Plan
+from turnaway.firewall.plan import Network, Plan, Sources
 from turnaway.lists.ranges import cidrs
 
 
@@ -218,6 +217,10 @@ def _heading(texts: Sequence[str]) -> Plan:
 
 def _dry_run(paths: Sequence[str], texts: Sequence[str]) -> None:
     """Load all, one after another, in a namespace of their own.  Raises Failure."""
+    # nft takes nothing for well; it is what `rules >FILE` leaves after a mistake.
+    empty = [path for path, text in zip(paths, texts, strict=True) if not text.strip()]
+    if empty:
+        raise Failure(DATA, *(f"{path}: expected rules, got nothing" for path in empty))
     complaints, tables = programs.tried(texts)
     said = [
         f"{path}: {line}" for path, lines in zip(paths, complaints, strict=True) for line in lines
@@ -234,14 +237,17 @@ def _dry_run(paths: Sequence[str], texts: Sequence[str]) -> None:
 def apply(options: argparse.Namespace) -> int:
     texts = [_text(path) for path in options.file]
     # Sets by themselves go into the rules that are loaded.
-    rules_too = any(plan.recover(text) is not None for text in texts)
-    loaded = None if rules_too else programs.table(elements=False)
+    rules_at = next((at for at, text in enumerate(texts) if plan.recover(text) is not None), None)
+    loaded = programs.table()
+    if rules_at is not None and loaded is not None:
+        leftover = live.forgotten(texts)
+        texts[rules_at] = live.unhooked(_heading(texts)) + texts[rules_at]
     if loaded is None:
         _dry_run(options.file, texts)
     else:
         _dry_run(["what is loaded", *options.file], [loaded, *texts])
-    if rules_too and programs.loaded():
-        texts.append(live.forgotten(texts))
+    if rules_at is not None and loaded is not None:
+        texts.append(leftover)
     if options.confirm_within == 0:
         trial.load(texts)
         _tell("loaded")

@@ -14,9 +14,9 @@ Not run in our tests, which have no ipfw.  Source: ipfw(8) of FreeBSD 13 and lat
 from ipaddress import IPv4Address, IPv6Address
 
 from turnaway.exits import USAGE, Failure
-from turnaway.firewall.iptables import Sources, cidrs_of
+from turnaway.firewall.iptables import cidrs_of
 from turnaway.firewall.nftables import families, prefix
-from turnaway.firewall.plan import Plan, heading
+from turnaway.firewall.plan import Plan, Sources, heading
 
 SET = 25  # ipfw has the sets 0..31
 SPARE = 24

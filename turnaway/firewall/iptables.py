@@ -13,12 +13,12 @@ conntrack needs nfct(8) and is left out where that is missing.
 Sources: ipset(8), iptables-extensions(8) of iptables 1.8, nfct(8).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from turnaway.exits import USAGE, Failure
 from turnaway.firewall.nftables import SEED, families, prefix, routes
-from turnaway.firewall.plan import Plan, heading
-from turnaway.lists.ranges import Range, cidrs
+from turnaway.firewall.plan import Plan, Sources, heading
+from turnaway.lists.ranges import cidrs
 
 PREFIX = "ta"  # of sets; with a list's name it stays within ipset's 31 octets
 MOST_ENTRIES = 4194304  # ipset's own default is 65536; room is taken as entries come
@@ -28,9 +28,6 @@ TIMEOUTS = (
     "syn_sent 20 syn_recv 20 established 120 fin_wait 10 close_wait 10 last_ack 10 time_wait 5"
     " close 2"
 )
-
-# Of each list's name: its ranges of IPv4 and of IPv6, sorted and disjoint.
-Sources = Mapping[str, tuple[list[Range], list[Range]]]
 
 _TABLES = {"host": "nat", "router": "nat", "dsr": "mangle"}
 _TITLES = {

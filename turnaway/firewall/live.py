@@ -9,11 +9,12 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv6Network
+from typing import Any
 
 from turnaway.exits import OS_ERROR, UNAVAILABLE, USAGE, Failure
 from turnaway.firewall import programs
-from turnaway.firewall.nftables import TABLE, refuse_set
-from turnaway.firewall.plan import Address, address
+from turnaway.firewall.nftables import TABLE, hooks
+from turnaway.firewall.plan import Address, Plan, address
 from turnaway.firewall.sources import Size
 from turnaway.firewall.sources import size as size_of
 from turnaway.lists.formats import span
@@ -21,6 +22,10 @@ from turnaway.lists.ranges import merge
 
 CONNTRACK = "/proc/sys/net/netfilter/nf_conntrack_"
 _COUNTER = re.compile(r"(?:(auto_)?refused|(answered))([46])(?:_([a-z0-9-]+))?")
+_COMMENT = re.compile(r' comment "[^"]*"')  # anybody's, with whatever in it
+_OURS = re.compile(
+    r"(?:mx|allow|auto|hosts|pool|answered)[46]|(?:auto_)?refused?[46](?:_[a-z0-9-]+)?"
+)
 _SET = re.compile(r"(?:refuse([46])_([a-z0-9-]+)|auto([46]))")
 
 
@@ -47,14 +52,19 @@ def add(one: Address, seconds: int) -> None:
     """Divert `one` for so long; a lifetime that is running begins anew."""
     if has(f"allow{one.version}", one):
         raise Failure(USAGE, f"{one} is on the allow list, and would not be diverted")
-    # The kernel keeps the old lifetime of an element that is there already.
-    name = f"inet {TABLE} auto{one.version}"
-    programs.nft(
-        "-f",
-        "-",
-        text=f"add element {name} {{ {one} }}\ndelete element {name} {{ {one} }}\n"
-        f"add element {name} {{ {one} timeout {seconds}s }}\n",
+    name = f"auto{one.version}"
+    text = ""
+    if has(name, one):
+        # The kernel keeps the old lifetime of an element that is there already.
+        where = f"element inet {TABLE} {name} {{ {one} }}\n"
+        text = f"add {where}delete {where}"
+    # As part of a table, not as `add element`, for which nft 1.0.6 first reads
+    # every set of networks: 13 s with 444,000 of them.
+    text += (
+        f"table inet {TABLE} {{\n\tset {name} {{\n\t\ttype ipv{one.version}_addr; flags timeout;"
+        f" elements = {{ {one} timeout {seconds}s }}\n\t}}\n}}\n"
     )
+    programs.nft("-f", "-", text=text)
 
 
 def remove(one: Address) -> None:
@@ -77,6 +87,11 @@ def has(name: str, one: Address) -> bool:
     # nft reads every set of the table for `get element`, and this one for `list set`.
     if programs.run("nft", "list", "set", "inet", TABLE, name).returncode != 0:
         need()
+        raise Failure(
+            UNAVAILABLE,
+            f"the rules that are loaded have no {name}: IPv{one.version} is not diverted"
+            f" (--no-ipv{one.version})",
+        )
     return any(first <= int(one) <= last for first, last in _elements(name))
 
 
@@ -116,13 +131,26 @@ def answered() -> dict[int, int]:
 
 
 def forgotten(texts: Iterable[str]) -> str:
-    """Text that removes the sets and counters of lists that none of `texts` knows any more."""
+    """Text that removes the sets, maps and counters of lists, hosts and families that none of
+    `texts` knows any more."""
     known = {word for text in texts for word in text.split()}
     return "".join(
-        f"delete set inet {TABLE} {refuse_set(version, name)}\n"
-        f"delete counter inet {TABLE} refused{version}_{name}\n"
-        for name, version in _sets()
-        if name != "auto" and refuse_set(version, name) not in known
+        f"delete {kind} inet {TABLE} {one['name']}\n"
+        for kind in ("set", "map", "counter")
+        for one in _objects(kind)
+        if one["name"] not in known and _OURS.fullmatch(one["name"])
+    )
+
+
+def unhooked(plan: Plan) -> str:
+    """Text that removes our chains if they are hooked as another role has them; in one
+    transaction with the rules nobody slips through."""
+    loaded = {one["name"]: (one.get("type"), one.get("hook")) for one in _objects("chain")}
+    if all(loaded.get(name, hook) == hook for name, hook in hooks(plan).items()):
+        return ""
+    ours = [name for name in ("divert", "guard", "choose") if name in loaded]
+    return "".join(
+        f"{verb} chain inet {TABLE} {name}\n" for verb in ("flush", "delete") for name in ours
     )
 
 
@@ -135,24 +163,31 @@ def sizes() -> dict[tuple[str, int], Size]:
     }
 
 
+def _objects(kind: str) -> Iterator[dict[str, Any]]:
+    """What of one kind is in our table, apart from the elements of sets."""
+    for one in programs.listed():
+        if kind in one and (one[kind]["family"], one[kind]["table"]) == ("inet", TABLE):
+            yield one[kind]
+
+
 def _sets() -> Iterator[tuple[str, int]]:
-    for one in programs.listed("--terse", "list", "table", "inet", TABLE):
-        if "set" in one and (found := _SET.fullmatch(one["set"]["name"])):
+    for one in _objects("set"):
+        if found := _SET.fullmatch(one["name"]):
             yield found[2] or "auto", int(found[1] or found[3])
 
 
 def _counters() -> Iterator[tuple[tuple[str | None, int], int]]:
     """((list, family), packets); the list is None for answers."""
-    for one in programs.listed("list", "counters", "table", "inet", TABLE):
-        if "counter" in one and (found := _COUNTER.fullmatch(one["counter"]["name"])):
+    for one in _objects("counter"):
+        if found := _COUNTER.fullmatch(one["name"]):
             name = None if found[2] else "auto" if found[1] else found[4]
-            yield (name, int(found[3])), int(one["counter"]["packets"])
+            yield (name, int(found[3])), int(one["packets"])
 
 
 def _elements(name: str) -> Iterator[tuple[int, int]]:
     """The ranges of a set."""
     # As text, not as JSON, which takes nft gigabytes for a large set.
-    listed = programs.nft("list", "set", "inet", TABLE, name)
+    listed = _COMMENT.sub("", programs.nft("list", "set", "inet", TABLE, name))
     _, there, rest = listed.partition("elements = {")
     if not there:
         return

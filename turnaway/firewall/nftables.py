@@ -18,11 +18,11 @@ Text for nft 1.0.6 and later: a brace closes on a line of its own, and `dnat`
 has its match of the port in the same rule.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from ipaddress import IPv4Network, IPv6Network
 
-from turnaway.firewall.plan import Plan, heading
-from turnaway.lists.ranges import Range, cidrs
+from turnaway.firewall.plan import Plan, Sources, heading
+from turnaway.lists.ranges import cidrs
 
 TABLE = "turnaway"  # family inet
 SYN = "tcp flags syn / fin,syn,rst,ack"
@@ -116,6 +116,14 @@ def _declared(plan: Plan) -> list[str]:
     hook = "input" if plan.role == "host" else "forward"
     lines.append(f"\tchain guard {{ type filter hook {hook} priority filter - 5; }}")
     return lines
+
+
+def hooks(plan: Plan) -> dict[str, tuple[str, str]]:
+    """(type, hook) of each base chain; a chain that is loaded can change neither."""
+    return {
+        "divert": ("filter" if plan.role == "dsr" else "nat", "prerouting"),
+        "guard": ("filter", "input" if plan.role == "host" else "forward"),
+    }
 
 
 def _emptied(plan: Plan) -> list[str]:
@@ -302,11 +310,10 @@ def routes(plan: Plan) -> list[list[str]]:
     return found
 
 
-def sets(plan: Plan, sources: Mapping[str, tuple[list[Range], list[Range]]]) -> str:
+def sets(plan: Plan, sources: Sources) -> str:
     """The file that replaces every list's sources.
 
-    `sources` has for each list's name its ranges of IPv4 and of IPv6, sorted
-    and disjoint; a list that it does not have becomes empty.
+    A list that `sources` does not have becomes empty.
     """
     lines = [
         "#!/usr/sbin/nft -f",

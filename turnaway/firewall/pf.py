@@ -18,9 +18,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from turnaway.exits import USAGE, Failure
-from turnaway.firewall.iptables import Sources, cidrs_of
+from turnaway.firewall.iptables import cidrs_of
 from turnaway.firewall.nftables import families, prefix
-from turnaway.firewall.plan import Plan, heading
+from turnaway.firewall.plan import Plan, Sources, heading
 
 PER_LINE = 8  # addresses
 ANCHOR = "turnaway"  # FreeBSD

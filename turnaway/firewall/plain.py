@@ -5,8 +5,8 @@ HAProxy and OpenWrt read as it is.  There are no rules to print.
 """
 
 from turnaway.exits import USAGE, Failure
-from turnaway.firewall.iptables import Sources, cidrs_of
-from turnaway.firewall.plan import Plan
+from turnaway.firewall.iptables import cidrs_of
+from turnaway.firewall.plan import Plan, Sources
 
 
 def rules(plan: Plan) -> str:

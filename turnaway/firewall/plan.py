@@ -10,7 +10,7 @@ apart from the paths of lists.
 
 import re
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import (
     IPv4Address,
@@ -24,11 +24,14 @@ from ipaddress import (
 from typing import Literal, TypeVar, cast
 
 from turnaway.exits import USAGE, Failure
+from turnaway.lists.ranges import Range
 
 Role = Literal["host", "router", "dsr"]
 Choose = Literal["turn", "source"]
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
+# Of each list's name: its ranges of IPv4 and of IPv6, sorted and disjoint.
+Sources = Mapping[str, tuple[list[Range], list[Range]]]
 T = TypeVar("T")
 
 ROLES: tuple[Role, ...] = ("host", "router", "dsr")
@@ -260,6 +263,8 @@ def make(
     seconds = wrong.each("--lifetime", [lifetime_], lifetime)
     marks = wrong.each("--mark", [mark_], mark)
 
+    for everybody in (one for one in (*allowing, *allowed) if one.prefixlen == 0):
+        wrong.add("--allow", f"{everybody} is everybody: nobody would be diverted")
     if not mx:
         wrong.add("--mx", "expected the address that is called; of both families if it has both")
     if not called_ports and not wrong.said:

@@ -22,6 +22,7 @@ from turnaway.firewall.nftables import TABLE
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin"
 SECONDS = 600.0  # half a million elements take nft one
 PACKAGES = {"nft": "nftables", "ip": "iproute2", "unshare": "util-linux", "nsenter": "util-linux"}
+_OPENED = f"table inet {TABLE} {{"
 WORDS = 20  # lines that a program's complaint may have
 
 
@@ -82,19 +83,27 @@ def nft(*arguments: str, text: str | None = None) -> str:
 
 def loaded() -> bool:
     """Whether our table is there."""
-    return f"table inet {TABLE}" in nft("list", "tables", "inet").splitlines()
+    return table() is not None
 
 
-def table(elements: bool = True) -> str | None:
+def table(elements: bool = False) -> str | None:
     """Our table in a form that can be loaded again, with what is in its sets or without;
     None if it is not there."""
-    options = () if elements else ("--terse",)
-    return nft(*options, "list", "table", "inet", TABLE) if loaded() else None
+    # The whole ruleset, since nft 1.0.6 reads every set's elements for anything
+    # that is asked of one table, `--terse` or not: seconds where a list is large.
+    _, there, rest = f"\n{nft('--terse', 'list', 'ruleset', 'inet')}".partition(f"\n{_OPENED}\n")
+    if not there:
+        return None
+    if elements:
+        return nft("list", "table", "inet", TABLE)
+    body = rest.partition("\n}\n")[0]
+    return f"{_OPENED}\n{body}\n}}\n"
 
 
-def listed(*arguments: str) -> list[dict[str, Any]]:
-    """The objects that `nft -j list ...` has, without its first, which tells versions."""
-    found = json.loads(nft("--json", *arguments))
+def listed() -> list[dict[str, Any]]:
+    """The objects of the ruleset as `nft -j` has them, without what is in sets and without the
+    first, which tells versions."""
+    found = json.loads(nft("--json", "--terse", "list", "ruleset"))
     return [one for one in found["nftables"] if "metainfo" not in one]
 
 
@@ -126,7 +135,7 @@ def _inside() -> None:
     for text in json.load(sys.stdin):
         done = run("nft", "-f", "-", text=text)
         complaints.append(complaint(done) if done.returncode else [])
-    tables = [one["table"] for one in listed("list", "tables") if "table" in one]
+    tables = [one["table"] for one in listed() if "table" in one]
     json.dump({"complaints": complaints, "tables": tables}, sys.stdout)
 
 

@@ -315,7 +315,7 @@ def dropping(plan: Plan) -> Iterator[Finding]:
 
 def _foreign(kind: str) -> Iterator[dict[str, Any]]:
     """Chains or rules of the tables that are not ours."""
-    for one in programs.listed("--terse", "list", "ruleset"):
+    for one in programs.listed():
         if kind in one and (one[kind]["family"], one[kind]["table"]) != ("inet", TABLE):
             yield one[kind]
 
@@ -344,8 +344,10 @@ def answers(plan: Plan) -> Iterator[Finding]:
         return
     counts = live.answered()
     for version in families(plan):
+        if version not in counts:  # what is loaded is of another role
+            continue
         sent = sum(count for (_, number), count in live.packets().items() if number == version)
-        back = counts.get(version, 0)
+        back = counts[version]
         if sent and not back:
             yield wrong(
                 f"IPv{version}: {sent} connections were diverted and none was answered by way of"

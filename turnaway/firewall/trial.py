@@ -44,7 +44,7 @@ def begin(texts: Sequence[str], seconds: int, directory: str = DIRECTORY) -> Non
                 "other rules are on trial: expected `turnawayctl firewall confirm` first, or"
                 " patience until they are gone",
             )
-        former = NOTHING + (programs.table() or "")
+        former = NOTHING + (programs.table(elements=True) or "")
         programs.nft("--check", "-f", "-", text=former)  # it can come back
         _write(_former(directory), former)
         _write(_pending(directory), "")

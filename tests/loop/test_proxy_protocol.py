@@ -303,7 +303,8 @@ def test_the_clients_address_in_what_it_is_told(syslog: Syslog, tmp_path: Path) 
 def test_lines_of_json(syslog: Syslog) -> None:
     program = [*command(), "-f", "--pidfile", "none", "--control", "none"]
     port = free_port()
-    program += ["--log", "json:-", "--log-connections", "all", "--proxy-from", PROXY]
+    # One worker: the lines of two are in no order.
+    program += ["-w", "1", "--log", "json:-", "--log-connections", "all", "--proxy-from", PROXY]
     with subprocess.Popen(
         [*program, "Earth", f"{PROXY}:{port} mx.example.com"], stderr=subprocess.PIPE, text=True
     ) as process:

@@ -310,7 +310,7 @@ def write(
     lines = [
         f"On {date.today()}, {platform.system()} {platform.release()}, "
         f"Python {platform.python_version()}:",
-        *("", "```sh"),
+        *("", "<!-- elsewhere: tests/cover/lines.py -->", "```sh"),
         *(f"python tests/cover/lines.py {words}" for words in WORDS.read_text().splitlines()),
         "```",
         *("", "| file | lines | run | not run | of those named |", "|---|---:|---:|---:|---:|"),

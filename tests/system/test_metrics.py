@@ -517,11 +517,19 @@ def asked(port: int, query: str) -> list[dict[str, object]] | None:
     return said["data"]["result"]
 
 
-def test_every_query_of_the_dashboard_finds_something(
-    watched: tuple[Daemon, int], tmp_path: Path
-) -> None:
-    daemon, metrics = watched
-    with prometheus(tmp_path, metrics) as port:
+def test_every_query_of_the_dashboard_finds_something(syslog: Syslog, tmp_path: Path) -> None:
+    metrics, called = free_port(), free_port()
+    (tmp_path / "us.txt").write_text("127.0.0.0/8\n")
+    file = tmp_path / "turnaway.toml"
+    file.write_text(
+        f"location = 'Earth'\npersona = 'blocked'\nmetrics = '127.0.0.1:{metrics}'\n"
+        f"[[listener]]\naddress = '127.0.0.1:{called}'\nname = '{NAME}'\n"
+        "[[list]]\nname = 'us'\nfiles = ['us.txt']\n"
+    )
+    with (
+        running(syslog, file=file, port=called) as daemon,
+        prometheus(tmp_path, metrics) as port,
+    ):
         until(lambda: asked(port, 'up{job="turnaway"} == 1'), 30, "the first scrape")
         for _ in range(40):
             daemon.banner()

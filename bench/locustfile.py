@@ -47,7 +47,7 @@ sys.path.append(str(ROOT))
 
 from bench import blast, compare, peers  # noqa: E402
 from bench.expect import DIGIT, EQUAL, Expect  # noqa: E402
-from turnaway.cli import parse_place  # noqa: E402
+from turnaway.values import place  # noqa: E402
 
 if TYPE_CHECKING:
     from locust.argument_parser import LocustArgumentParser
@@ -138,7 +138,7 @@ def outcome_of(error: BaseException) -> str:
 @lru_cache(maxsize=8)
 def learn(host: str) -> Target:
     """Take the template from one plain connection; once in each process."""
-    address, port = parse_place(host.rpartition("://")[2].rstrip("/"))
+    address, port = place(host.rpartition("://")[2].rstrip("/"))
     LEDGER.probes += 1
     expect = Expect.learn(address, port, timeout=TIMEOUT)
     if not expect.template:
